@@ -1,0 +1,147 @@
+"""The one quantization formula and its range finders, in numpy.
+
+    level = clip(round_half_even((value / scale + offset) / step), 0, 2**bits - 1)
+    value = scale * (step * level - offset)
+
+`step` and `offset` follow from the grid (see `onnxbrecq.plan`). torch repeats this formula only
+where a gradient is needed; a test holds the two equal.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxbrecq.plan import QType, TensorQuant
+
+Array = NDArray[np.float32]
+
+_SHRINKS = np.linspace(1.0, 0.2, 81, dtype=np.float32)  # candidate fractions of the full range
+
+
+def offsets(qtype: QType, zero_point: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The integer offset of each channel, same shape as `zero_point`."""
+    if qtype.grid == "signed":
+        return np.full_like(zero_point, qtype.levels // 2)
+    if qtype.grid == "half":
+        return np.full_like(zero_point, qtype.levels - 1)
+    return zero_point
+
+
+def along(vector: NDArray[np.generic], axis: int | None, ndim: int) -> NDArray[np.generic]:
+    """`vector` [C] reshaped to broadcast along `axis` of a tensor with `ndim` dimensions."""
+    if axis is None:
+        return vector.reshape(())
+    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def quantize(values: Array, quant: TensorQuant) -> NDArray[np.uint8]:
+    """The nearest level of each value."""
+    scale = along(quant.scale, quant.axis, values.ndim)
+    offset = along(offsets(quant.qtype, quant.zero_point), quant.axis, values.ndim)
+    levels = np.rint((values / scale + offset) / quant.qtype.step)
+    return np.clip(levels, 0, quant.qtype.levels - 1).astype(np.uint8)
+
+
+def integers(levels: NDArray[np.uint8], quant: TensorQuant) -> NDArray[np.int32]:
+    """step * level - offset: the integers that an integer kernel multiplies."""
+    offset = along(offsets(quant.qtype, quant.zero_point), quant.axis, levels.ndim)
+    return levels.astype(np.int32) * quant.qtype.step - offset.astype(np.int32)
+
+
+def dequantize(levels: NDArray[np.uint8], quant: TensorQuant) -> Array:
+    """The values that `levels` stand for, float32."""
+    scale = along(quant.scale, quant.axis, levels.ndim)
+    return (integers(levels, quant).astype(np.float32) * scale).astype(np.float32)
+
+
+def weight_quant(weight: Array, qtype: QType, axis: int | None, floor: Array) -> TensorQuant:
+    """The quantization of `weight` with the smallest squared error per channel, levels nearest.
+
+    Args:
+        weight: any shape, finite.
+        qtype: bits and grid.
+        axis: output-channel axis, or None for one scale.
+        floor: [C] (or a scalar array): the least scale allowed, so that an int32 bias fits.
+    """
+    rows = _rows(weight, axis)  # [C, N]
+    best_error = np.full(len(rows), np.inf, np.float64)
+    best_scale = np.ones(len(rows), np.float32)
+    best_zero = np.zeros(len(rows), np.int32)
+    for shrink in _SHRINKS if qtype.bits < 8 else _SHRINKS[:41]:
+        scale, zero = _candidate(rows, qtype, shrink)
+        scale = np.maximum(scale, floor.reshape(-1))
+        candidate = TensorQuant(qtype, scale, zero, 0)
+        restored = dequantize(quantize(rows, candidate), candidate)
+        error = np.square(rows - restored, dtype=np.float64).sum(axis=1)
+        better = error < best_error
+        best_error[better] = error[better]
+        best_scale[better] = scale[better]
+        best_zero[better] = zero[better]
+    shape = () if axis is None else (len(rows),)
+    quant = TensorQuant(qtype, best_scale.reshape(shape), best_zero.reshape(shape), axis)
+    return TensorQuant(
+        qtype, quant.scale, quant.zero_point, axis, np.ascontiguousarray(quantize(weight, quant))
+    )
+
+
+def _rows(weight: Array, axis: int | None) -> Array:
+    if axis is None:
+        return weight.reshape(1, -1)
+    return np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
+
+
+def _candidate(
+    rows: Array, qtype: QType, shrink: np.float32
+) -> tuple[Array, NDArray[np.int32]]:
+    """Scale and zero point of each row for its range times `shrink`."""
+    low = np.minimum(rows.min(axis=1), 0) * shrink
+    high = np.maximum(rows.max(axis=1), 0) * shrink
+    zero = np.zeros(len(rows), np.int32)
+    if qtype.grid == "affine":
+        scale = (high - low) / (qtype.levels - 1)
+        scale[scale <= 0] = 1
+        zero = np.clip(np.rint(-low / scale), 0, qtype.levels - 1).astype(np.int32)
+    else:
+        reach = np.maximum(-low, high)
+        top = qtype.levels - 1 if qtype.grid == "half" else qtype.levels // 2 - 1
+        scale = reach / max(top, 1)
+        scale[scale <= 0] = 1
+    return scale.astype(np.float32), zero
+
+
+def activation_quant(
+    values: Array, bits: int, *, ceiling: float | None = None, nonnegative: bool = False
+) -> TensorQuant:
+    """The per-tensor affine quantization of sampled activations with the least squared error.
+
+    The range is searched below the one that was seen. Zero is always a level, so that zero
+    padding is exact.
+
+    Args:
+        values: the sample, any shape, finite.
+        bits: 2 to 8.
+        ceiling: an upper bound of the range (a Relu6 before it): (2**bits - 1) * scale never
+            exceeds it, so that the quantizer's own saturation can stand for the Clip.
+        nonnegative: the zero point must be 0 (a Relu before it).
+    """
+    flat = values.reshape(-1).astype(np.float32)
+    low = 0.0 if nonnegative else min(float(flat.min()), 0.0)
+    high = max(float(flat.max()), 0.0)
+    if ceiling is not None:
+        high = min(high, ceiling)
+    top = (1 << bits) - 1
+    qtype = QType(bits, "affine")
+    best = (np.inf, np.float32(1), np.int32(0))
+    for shrink in _SHRINKS:
+        if high - low <= 0:
+            break
+        scale = np.float32((high - low) * shrink / top)
+        if scale <= np.finfo(np.float32).tiny:
+            break
+        if ceiling is not None and scale * np.float32(top) > ceiling:
+            scale = np.nextafter(scale, np.float32(0))
+        zero = np.int32(np.clip(np.rint(-low * shrink / scale), 0, top))
+        quant = TensorQuant(qtype, np.asarray(scale), np.asarray(zero))
+        error = float(np.square(flat - dequantize(quantize(flat, quant), quant)).mean())
+        if error < best[0]:
+            best = (error, scale, zero)
+    return TensorQuant(qtype, np.asarray(best[1], np.float32), np.asarray(best[2], np.int32))

@@ -1,0 +1,127 @@
+"""The first decision for every point: bits, grid and the range of least squared error.
+
+Activations are sampled from the float model in ONNX Runtime; weights are taken as they are. What
+comes out is round-to-nearest quantization, which reconstruction then improves.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxbrecq import affine
+from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.errors import DataError
+from onnxbrecq.graph.extract import submodel
+from onnxbrecq.graph.model import Model
+from onnxbrecq.graph.points import Layer, Points
+from onnxbrecq.plan import QType, QuantPlan, TensorQuant
+from onnxbrecq.progress import Progress, silent
+from onnxbrecq.recipe import Recipe
+from onnxbrecq.runtime.session import Session
+
+SAMPLES = 256  # of which activation ranges are taken
+_VALUES = 1 << 17  # values kept of each activation
+_BATCH = 8
+_BIAS_ROOM = 2.0**27  # largest integer a bias may reach at calibration; int32 holds 2**31
+
+Array = NDArray[np.float32]
+
+
+def calibrate(
+    model: Model,
+    points: Points,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    progress: Progress = silent,
+) -> QuantPlan:
+    """The round-to-nearest plan of `model`.
+
+    Raises:
+        DataError: an activation of the float model is NaN or infinite; names the tensor.
+    """
+    tensors: dict[str, TensorQuant] = {}
+    if recipe.activations is not None:
+        bits = activation_bits(points, recipe)
+        values = _sample(model, list(bits), data, recipe, progress)
+        for head, width in bits.items():
+            point = points.points[head]
+            tensors[head] = affine.activation_quant(
+                values[head], width, ceiling=point.ceiling, nonnegative=point.nonnegative
+            )
+        for name, point in points.points.items():
+            if point.kind == "activation":
+                tensors[name] = tensors[point.group]
+    for layer in points.layers.values():
+        width = recipe.first_last if layer.edge else recipe.weights
+        tensors[layer.weight] = _weight_quant(model, layer, width, tensors.get(layer.data))
+    return QuantPlan(tensors, model.source_sha256, recipe.as_json())
+
+
+def activation_bits(points: Points, recipe: Recipe) -> dict[str, int]:
+    """Group head → bits: as asked where a layer reads it, 8 where other operators do."""
+    assert recipe.activations is not None
+    found = {}
+    for name, point in points.points.items():
+        if point.kind == "activation" and point.group == name:
+            edges = [points.layers[layer].edge for layer in point.layers]
+            widths = [recipe.first_last if edge else recipe.activations for edge in edges]
+            found[name] = max(widths, default=8)
+    return found
+
+
+def _weight_quant(model: Model, layer: Layer, bits: int, data: TensorQuant | None) -> TensorQuant:
+    """The weight on the grid that serves it best at this width, nearest levels."""
+    weight = np.asarray(model.initializers[layer.weight], np.float32)
+    grid = "half" if bits == 2 else "signed"
+    return affine.weight_quant(
+        weight, QType(bits, grid), layer.axis, _least_scale(model, layer, weight, data)
+    )
+
+
+def _least_scale(model: Model, layer: Layer, weight: Array, data: TensorQuant | None) -> Array:
+    """[C]: the weight scale below which the int32 bias of a channel would overflow."""
+    channels = weight.shape[layer.axis]
+    if layer.bias is None or data is None:
+        return np.zeros(channels, np.float32)
+    bias = np.abs(np.asarray(model.initializers[layer.bias], np.float64)).reshape(-1)
+    return (bias / (_BIAS_ROOM * float(data.scale))).astype(np.float32)
+
+
+def _sample(
+    model: Model, names: list[str], data: Dataset, recipe: Recipe, progress: Progress
+) -> Mapping[str, Array]:
+    """Values of each activation over the first samples, its extremes always among them."""
+    if not names:
+        return {}
+    inner = [name for name in names if name not in model.inputs]
+    probe = submodel(model, list(model.nodes), model.inputs, tuple(inner or model.outputs))
+    session = Session(probe.proto, threads=recipe.threads)
+    generator = np.random.default_rng(recipe.seed)
+    part = data.head(SAMPLES)
+    batch = _BATCH if model.batched else 1
+    quota = max(1, _VALUES * batch // len(part))
+    kept: dict[str, list[Array]] = {name: [] for name in names}
+    done = 0
+    for feed in part.batches(batch):
+        for name, value in {**feed, **session.run(feed)}.items():
+            if name in kept:
+                kept[name].append(_subset(name, np.asarray(value, np.float32), quota, generator))
+        done = min(done + batch, len(part))
+        progress("calibrate", done, len(part))
+    return {name: np.concatenate(values) for name, values in kept.items()}
+
+
+def _subset(name: str, value: Array, quota: int, generator: np.random.Generator) -> Array:
+    flat = value.reshape(-1)
+    low, high = flat.min(), flat.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DataError(
+            f"tensor {name!r} of the float model is NaN or infinite on the calibration data; "
+            "check the preprocessing"
+        )
+    if flat.size > quota:
+        flat = flat[generator.integers(flat.size, size=quota)]
+    return np.concatenate([flat, [low, high]]).astype(np.float32)
+

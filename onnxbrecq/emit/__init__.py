@@ -1,0 +1,1 @@
+"""ONNX out: where quantizers stand, how weights are stored, what a target allows."""

@@ -1,0 +1,174 @@
+"""The deployed graph: a float model and a plan in, a QDQ model out.
+
+`emit` is a pure function and the only place where a quantized graph is made: the final file,
+the propagation from block to block, and every check use it.
+
+Placement. Behind the producer of a quantized tensor `t` stand QuantizeLinear, below 8 bits a
+Clip on the UINT8 tensor, and DequantizeLinear, whose output takes over the name `t`: readers need
+no change. A quantized graph input keeps its name, and its readers read the DequantizeLinear.
+A Relu or Clip(0, c) in front of a quantizer whose saturation does the same is left out:
+
+    clip(round(clip(x, 0, c) / s), 0, q) = clip(round(x / s), 0, q)   for zero point 0, q * s <= c
+
+A weight's levels are stored packed and decoded by nodes that the runtime folds when it loads the
+model (`onnxbrecq.emit.storage`); a bias becomes int32 at scale s_x * s_w.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import version_converter
+
+from onnxbrecq.emit import storage
+from onnxbrecq.emit.targets import Target
+from onnxbrecq.emit.writer import GraphWriter
+from onnxbrecq.errors import EmissionError
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
+from onnxbrecq.graph.points import Layer, activation_bounds, carried, find_points
+from onnxbrecq.plan import QuantPlan, TensorQuant
+
+_INT32_LIMIT = float(2**31 - 1)
+IR_VERSIONS = {21: 10, 22: 10, 23: 11, 24: 11, 25: 12}
+
+
+def emit(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
+    """The quantized model. With an empty plan it computes exactly what `model` does.
+
+    Raises:
+        EmissionError: a bias does not fit int32 at its scale; names the node.
+    """
+    proto = _at_opset(model, storage.opset_needed(plan, target, model.opset))
+    decisions = plan.tensors
+    layers = {n: p for n, p in find_points(model).layers.items() if p.weight in decisions}
+    graph = GraphWriter(_names(proto))
+    outer = _quantize_inputs(graph, model, decisions)
+    folded = {name: node.input[0] for name, node in _absorbed(model, decisions)}
+    for node in proto.graph.node:
+        if node.output[0] in folded:
+            _requantize(graph, model, node.output[0], outer.get(node.input[0], node.input[0]),
+                        decisions)  # fmt: skip
+            continue
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [outer.get(name, name) for name in node.input]
+        if node.name in layers:
+            layer = layers[node.name]
+            weight, data = decisions[layer.weight], decisions.get(layer.data)
+            copy.input[1] = storage.write_weight(
+                graph, weight, target, integer_data=data is not None
+            )
+            if layer.bias is not None and data is not None:
+                copy.input[2] = _write_bias(graph, model, layer, data, weight)
+        copy.output[:] = [graph.name("f") if name in decisions else name for name in node.output]
+        graph.nodes.append(copy)
+        for raw, name in zip(copy.output, node.output, strict=True):
+            if name in decisions:
+                _requantize(graph, model, name, raw, decisions)
+    return _assembled(model, proto, graph)
+
+
+def _names(proto: onnx.ModelProto) -> set[str]:
+    graph = proto.graph
+    found = {t.name for t in graph.initializer} | {v.name for v in graph.input}
+    return found | {name for node in graph.node for name in (*node.input, *node.output)}
+
+
+def _at_opset(model: Model, opset: int) -> onnx.ModelProto:
+    if opset <= model.opset:
+        return model.proto
+    proto = version_converter.convert_version(model.proto, opset)
+    names = {node.output[0]: node.name for node in model.nodes}
+    for node in proto.graph.node:  # the converter drops node names
+        node.name = names.get(node.output[0], "")
+    return proto
+
+
+def _absorbed(
+    model: Model, decisions: Mapping[str, TensorQuant]
+) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """The tensors whose Relu or Clip the quantizer behind it stands for, and that node."""
+    for name, quant in decisions.items():
+        nonnegative, ceiling = activation_bounds(model, name)
+        if nonnegative and name not in model.inputs and int(quant.zero_point) == 0:
+            top = np.float32(quant.scale) * np.float32(quant.qtype.levels - 1)
+            if ceiling is None or top <= np.float32(ceiling):
+                yield name, model.producer[name]
+
+
+def _quantize_inputs(
+    graph: GraphWriter, model: Model, decisions: Mapping[str, TensorQuant]
+) -> dict[str, str]:
+    """Quantizes graph inputs; returns the names under which their readers find them."""
+    outer = {}
+    for name in model.inputs:
+        if name in decisions:
+            outer[name] = graph.name("d")
+            _pair(graph, decisions[name], name, outer[name], clip=True)
+    return outer
+
+
+def _requantize(
+    graph: GraphWriter,
+    model: Model,
+    name: str,
+    raw: str,
+    decisions: Mapping[str, TensorQuant],
+) -> None:
+    """Writes the quantizer of `name` behind its float value `raw`."""
+    node = model.producer[name]
+    same_grid = carried(model, node) and decisions.get(node.input[0]) == decisions[name]
+    _pair(graph, decisions[name], raw, name, clip=not same_grid)
+
+
+def _pair(graph: GraphWriter, quant: TensorQuant, source: str, output: str, *, clip: bool) -> None:
+    """QuantizeLinear, Clip on UINT8 where levels must be cut off, DequantizeLinear."""
+    scale = graph.constant("s", np.asarray(quant.scale, np.float32))
+    zero = graph.shared(f"u{int(quant.zero_point)}", np.asarray(quant.zero_point, np.uint8))
+    levels = graph.node("QuantizeLinear", [source, scale, zero], graph.name("q"))
+    if clip and quant.qtype.levels < 256:
+        top = graph.shared(
+            f"u{quant.qtype.levels - 1}", np.asarray(quant.qtype.levels - 1, np.uint8)
+        )
+        levels = graph.node("Clip", [levels, "", top], graph.name("c"))
+    graph.node("DequantizeLinear", [levels, scale, zero], output)
+
+
+def _write_bias(
+    graph: GraphWriter, model: Model, layer: Layer, data: TensorQuant, weight: TensorQuant
+) -> str:
+    """Writes the int32 bias at scale s_x * s_w; returns the name of the dequantized bias."""
+    assert layer.bias is not None
+    bias = np.asarray(model.initializers[layer.bias], np.float64)
+    scale = (data.scale * weight.scale).astype(np.float32)
+    codes = np.rint(bias / scale.astype(np.float64))
+    if np.abs(codes).max(initial=0) > _INT32_LIMIT:
+        raise EmissionError(
+            f"node {layer.node}: its bias reaches {np.abs(bias).max():.3g}, too large for int32 "
+            f"at scale {scale.min():.3g}; exclude the layer from quantization"
+        )
+    inputs = [graph.constant("b", codes.astype(np.int32)), graph.constant("s", scale)]
+    axis = {"axis": 0} if scale.ndim else {}
+    return graph.node("DequantizeLinear", inputs, graph.name("b"), **axis)
+
+
+def _assembled(model: Model, proto: onnx.ModelProto, graph: GraphWriter) -> onnx.ModelProto:
+    """The model of what was written, with the source's signature; unused constants left out."""
+    reads = {name for node in graph.nodes for name in node_inputs(node)}
+    reads |= set(model.outputs)
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in reads]
+    inputs, outputs = model.signature
+    result = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            graph.nodes,
+            proto.graph.name or "graph",
+            inputs,
+            outputs,
+            [*kept, *(t for name, t in graph.initializers.items() if name in reads)],
+        ),
+        opset_imports=proto.opset_import,
+        producer_name="onnxbrecq",
+    )
+    opset = max(o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS)
+    result.ir_version = max(proto.ir_version, IR_VERSIONS.get(opset, 10))
+    return result

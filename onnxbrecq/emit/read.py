@@ -1,0 +1,73 @@
+"""What a quantized file holds, read from its graph: the bits of each layer as stored."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+_STORED = {
+    TensorProto.INT8: 8,
+    TensorProto.UINT8: 8,
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+    TensorProto.INT2: 2,
+    TensorProto.UINT2: 2,
+}
+_DECODING = ("DequantizeLinear", "Cast", "Mul", "Sub")
+
+
+def stored_bits(proto: onnx.ModelProto, layers: tuple[str, ...]) -> dict[str, tuple[int | None, int | None]]:  # noqa: E501
+    """Layer name → bits of its weight and of the data it reads; None: float, or no such node."""
+    nodes = {node.name: node for node in proto.graph.node if node.name}
+    producer = {name: node for node in proto.graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    found = {}
+    for name in layers:
+        node = nodes.get(name)
+        if node is None or len(node.input) < 2:
+            found[name] = (None, None)
+            continue
+        weight = _weight_bits(node.input[1], producer, constants)
+        found[name] = (weight, _data_bits(node.input[0], producer, constants))
+    return found
+
+
+def _weight_bits(
+    name: str,
+    producer: Mapping[str, onnx.NodeProto],
+    constants: Mapping[str, onnx.TensorProto],
+) -> int | None:
+    """Bits of the packed tensor that the weight `name` is decoded from."""
+    while name in producer and producer[name].op_type in _DECODING:
+        name = producer[name].input[0]
+    tensor = constants.get(name)
+    bits = _STORED.get(tensor.data_type) if tensor is not None else None
+    if bits == 4 and tensor is not None:  # 3 bits live in the lower half of a 4-bit type
+        values = _integers(tensor)
+        if values.min() >= (-4 if tensor.data_type == TensorProto.INT4 else 0) and values.max() <= (
+            3 if tensor.data_type == TensorProto.INT4 else 7
+        ):
+            return 3
+    return bits
+
+
+def _data_bits(
+    name: str,
+    producer: Mapping[str, onnx.NodeProto],
+    constants: Mapping[str, onnx.TensorProto],
+) -> int | None:
+    """Bits of the quantizer that the activation `name` comes from."""
+    node = producer.get(name)
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    levels = producer.get(node.input[0])
+    if levels is not None and levels.op_type == "Clip" and levels.input[2] in constants:
+        return int(_integers(constants[levels.input[2]]).max()).bit_length()
+    zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+    return 8 if zero is None else _STORED.get(zero.data_type)
+
+
+def _integers(tensor: onnx.TensorProto) -> NDArray[np.int32]:
+    return numpy_helper.to_array(tensor).astype(np.int32)

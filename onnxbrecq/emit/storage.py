@@ -1,0 +1,83 @@
+"""How a weight's levels are stored, and decoded when the model is loaded.
+
+The integers that kernels multiply are step * level - offset (`onnxbrecq.plan`). They are kept in
+the smallest packed type, and turned into INT8 by nodes on constants only, which ONNX Runtime
+folds at load (measured on 1.32), so that QLinearConv and QGemm see an INT8 initializer:
+
+    signed, 8 bits        INT8
+    signed, 3 and 4 bits  INT4 -> Cast INT8
+    signed, 2 bits        INT2 -> Cast INT8
+    affine and half       UINT4 or UINT2 -> Cast INT32 [-> Mul step] -> Sub offset -> Cast INT8
+
+In front of a layer whose data is float, Cast FLOAT -> Mul scale takes the place of
+DequantizeLinear: it folds as well, and the layer runs at the speed of the float model.
+"""
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnxbrecq import affine
+from onnxbrecq.emit.targets import Target
+from onnxbrecq.emit.writer import GraphWriter
+from onnxbrecq.plan import QuantPlan, TensorQuant
+
+_SIGNED = {4: ml_dtypes.int4, 2: ml_dtypes.int2}
+_UNSIGNED = {4: ml_dtypes.uint4, 2: ml_dtypes.uint2}
+_PACKED_SINCE = {8: 10, 4: 21, 2: 25}  # default-domain version that brought the type
+
+
+def container_bits(bits: int) -> int:
+    """Bits of the packed type that holds levels of `bits` bits."""
+    return 2 if bits == 2 else 4 if bits <= 4 else 8
+
+
+def opset_needed(plan: QuantPlan, target: Target, opset: int) -> int:
+    """The default-domain version that the plan's packed types need, at least `opset`."""
+    widths = [container_bits(q.qtype.bits) for q in plan.tensors.values() if q.levels is not None]
+    if not target.packed:
+        return opset
+    return max([opset, *(_PACKED_SINCE[width] for width in widths)])
+
+
+def write_weight(
+    graph: GraphWriter, quant: TensorQuant, target: Target, *, integer_data: bool
+) -> str:
+    """Writes the stored weight and its decoding; returns the name of the dequantized weight."""
+    if integer_data:
+        inputs = [_int8(graph, quant, target), graph.constant("s", quant.scale)]
+        axis = {} if quant.axis is None else {"axis": quant.axis}
+        return graph.node("DequantizeLinear", inputs, graph.name("w"), **axis)
+    assert quant.levels is not None
+    codes = graph.node("Cast", [_int8(graph, quant, target)], graph.name("w"), to=TensorProto.FLOAT)
+    scale = affine.along(quant.scale, quant.axis, quant.levels.ndim)
+    return graph.node("Mul", [codes, graph.constant("s", scale)], graph.name("w"))
+
+
+def _int8(graph: GraphWriter, quant: TensorQuant, target: Target) -> str:
+    """The name of the INT8 tensor of the integers that kernels multiply."""
+    assert quant.levels is not None
+    integers = affine.integers(quant.levels, quant)
+    width = container_bits(quant.qtype.bits)
+    if width == 8 or not target.packed:
+        return graph.constant("w", integers.astype(np.int8))
+    if quant.qtype.grid == "signed":
+        packed = graph.constant("w", integers.astype(_SIGNED[width]))
+        return graph.node("Cast", [packed], graph.name("w"), to=TensorProto.INT8)
+    packed = graph.constant("w", quant.levels.astype(_UNSIGNED[width]))
+    value = graph.node("Cast", [packed], graph.name("w"), to=TensorProto.INT32)
+    if quant.qtype.step != 1:
+        step = graph.shared(f"i{quant.qtype.step}", np.asarray(quant.qtype.step, np.int32))
+        value = graph.node("Mul", [value, step], graph.name("w"))
+    value = graph.node("Sub", [value, _offset(graph, quant)], graph.name("w"))
+    return graph.node("Cast", [value], graph.name("w"), to=TensorProto.INT8)
+
+
+def _offset(graph: GraphWriter, quant: TensorQuant) -> str:
+    assert quant.levels is not None
+    offsets: NDArray[np.int32] = affine.offsets(quant.qtype, quant.zero_point).astype(np.int32)
+    if offsets.min() == offsets.max():
+        value = int(offsets.flat[0])
+        return graph.shared(f"i{value}", np.asarray(value, np.int32))
+    return graph.constant("o", affine.along(offsets, quant.axis, quant.levels.ndim))

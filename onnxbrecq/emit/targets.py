@@ -1,0 +1,38 @@
+"""Runtimes as data: what a target can load and runs in integer kernels."""
+
+from dataclasses import dataclass
+
+from onnxbrecq.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Target:
+    """What emission must respect.
+
+    Attributes:
+        name: as on the command line.
+        packed: weights below 8 bits are stored packed and decoded when the model is loaded.
+        opset: the newest default-domain version the target reads.
+    """
+
+    name: str
+    packed: bool
+    opset: int
+
+
+# onnxruntime 1.23 reads opset 25 (INT2) with a warning-free release from 1.24 on; decoding at load
+# is its constant folding: tests/emit/test_storage.py opens each form and looks at the kernels.
+ORT_CPU = Target("ort-cpu", packed=True, opset=25)
+
+_TARGETS = {target.name: target for target in (ORT_CPU,)}
+
+
+def target_by_name(name: str) -> Target:
+    """The target called `name`.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in _TARGETS:
+        raise RecipeError(f"target = {name!r}: choose one of {', '.join(sorted(_TARGETS))}")
+    return _TARGETS[name]

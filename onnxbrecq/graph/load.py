@@ -1,0 +1,222 @@
+"""From an untrusted file to the canonical float model.
+
+Reading refuses, in one line, whatever cannot become a model; nothing of a file is executed, and
+external data stays inside the model's folder. What follows is `onnxbrecq.graph.normalise`.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, external_data_helper, numpy_helper
+
+from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.batch import free_batch, is_batched
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
+from onnxbrecq.graph.normalise import normalise
+
+_OLDEST_OPSET = 7
+_QUANTIZED = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+     "MatMulInteger"}
+)  # fmt: skip
+
+
+def load(path: Path) -> Model:
+    """The canonical model of the file at `path`.
+
+    Raises:
+        ModelError: it is no readable, valid, float ONNX model; says what to do.
+    """
+    proto = read(path)
+    size, digest = _fingerprint(path, proto)
+    return from_proto(proto, path=path, source_sha256=digest, source_bytes=size)
+
+
+def from_proto(
+    proto: onnx.ModelProto,
+    *,
+    path: Path | None = None,
+    source_sha256: str = "",
+    source_bytes: int = 0,
+) -> Model:
+    """The canonical model of a model in memory; `proto` itself is not edited.
+
+    Raises:
+        ModelError: as for `load`.
+    """
+    where = str(path) if path else "the model"
+    opset = _check(proto, where)
+    canonical, notes = normalise(proto, where)
+    signature = (tuple(canonical.graph.input), tuple(canonical.graph.output))
+    signature = tuple(tuple(_copied(v) for v in values) for values in signature)  # type: ignore[assignment]
+    freed = free_batch(canonical)
+    if freed is None and not is_batched(canonical):
+        notes = (*notes, "the batch size is fixed: samples are processed one by one")
+    return Model(
+        freed or canonical,
+        signature,
+        is_batched(freed or canonical),
+        source_sha256,
+        source_bytes,
+        opset,
+        path,
+        notes,
+    )
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """The model in the file, external data included; not checked beyond being a model.
+
+    Raises:
+        ModelError: the file is missing, damaged, or refers to data outside its folder.
+    """
+    if not path.exists():
+        raise ModelError(f"{path}: no such file; give the path of an ONNX model")
+    if path.is_dir():
+        raise ModelError(f"{path} is a directory; give the path of an ONNX model file")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    if not content:
+        raise ModelError(f"{path} is empty; export the model again")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except (DecodeError, RuntimeError) as error:
+        raise ModelError(
+            f"{path} is not an ONNX model, or is cut short; export or copy it again"
+        ) from error
+    if not proto.HasField("graph") or not proto.opset_import or not proto.graph.output:
+        raise ModelError(f"{path} is not an ONNX model: it has no graph; export the model again")
+    _load_external(proto, path)
+    return proto
+
+
+def _fingerprint(path: Path, proto: onnx.ModelProto) -> tuple[int, str]:
+    """Bytes and sha256 of the file, its external data included."""
+    content = path.read_bytes()
+    digest, size = hashlib.sha256(content), len(content)
+    stub = onnx.ModelProto()
+    stub.ParseFromString(content)
+    for location in sorted({_location(t) for t in _tensors(stub.graph) if _external(t)}):
+        data = (path.parent / location).read_bytes()
+        digest.update(data)
+        size += len(data)
+    return size, digest.hexdigest()
+
+
+def _load_external(proto: onnx.ModelProto, path: Path) -> None:
+    """Edits `proto`: external tensors take in their bytes, from inside the model's folder only."""
+    folder = path.parent.resolve()
+    for tensor in _tensors(proto.graph):
+        if not _external(tensor):
+            continue
+        location = _location(tensor)
+        file = (folder / location).resolve()
+        if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
+            raise ModelError(
+                f"{path}: tensor {tensor.name!r} refers to {location!r}, outside the model's "
+                "folder; keep external data beside the model"
+            )
+        if not file.is_file():
+            raise ModelError(
+                f"{path}: the external data {location!r} of tensor {tensor.name!r} is missing; "
+                "copy it beside the model"
+            )
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        offset = int(entries.get("offset", 0))
+        needed = math.prod(tensor.dims) * _item_bits(tensor) // 8
+        if int(entries.get("length", needed)) != needed or offset + needed > file.stat().st_size:
+            raise ModelError(
+                f"{path}: tensor {tensor.name!r} needs {needed} bytes at {offset} of {location!r}, "
+                "which does not hold them; copy the file again"
+            )
+        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _item_bits(tensor: TensorProto) -> int:
+    try:
+        return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize) * 8
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"tensor {tensor.name!r} has the unknown type {tensor.data_type}"
+        ) from error
+
+
+def _external(tensor: TensorProto) -> bool:
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def _location(tensor: TensorProto) -> str:
+    return next((str(e.value) for e in tensor.external_data if e.key == "location"), "")
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """Every constant tensor of the graph and its subgraphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for item in node.attribute:
+            if item.HasField("t"):
+                yield item.t
+            yield from item.tensors
+            for inner in [item.g] if item.HasField("g") else item.graphs:
+                yield from _tensors(inner)
+
+
+def _check(proto: onnx.ModelProto, where: str) -> int:
+    """The default domain's opset, after refusing what is not a valid float model."""
+    opset = max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0)
+    newest = onnx.defs.onnx_opset_version()
+    if not _OLDEST_OPSET <= opset <= newest:
+        raise ModelError(
+            f"{where}: opset {opset} is not supported ({_OLDEST_OPSET} to {newest} are); "
+            "export the model again with another opset_version"
+        )
+    for node in proto.graph.node:
+        if node.op_type in _QUANTIZED and node.domain in (*STANDARD_DOMAINS, "com.microsoft"):
+            raise ModelError(
+                f"{where}: node {node.name or node.output[0]!r} is a {node.op_type}: the model is "
+                "already quantized; give the float model"
+            )
+    for tensor in _tensors(proto.graph):
+        _check_tensor(tensor, where)
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{where} is not valid ONNX: {str(error).split('==>')[0]}") from error
+    return int(opset)
+
+
+def _check_tensor(tensor: TensorProto, where: str) -> None:
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelError(f"{where}: tensor {tensor.name!r} has a negative dimension")
+    if tensor.raw_data and len(tensor.raw_data) * 8 < math.prod(tensor.dims) * 2:
+        raise ModelError(
+            f"{where}: tensor {tensor.name!r} declares {math.prod(tensor.dims)} elements but holds "
+            f"{len(tensor.raw_data)} bytes; export the model again"
+        )
+    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
+        return
+    try:
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{where}: tensor {tensor.name!r} is damaged: {error}") from error
+    if not np.isfinite(array).all():
+        raise ModelError(
+            f"{where}: the constant {tensor.name!r} holds NaN or infinite values; repair the model "
+            "before quantizing it"
+        )
+
+
+def _copied(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(value)
+    return copy

@@ -1,0 +1,320 @@
+"""Quantization points: which tensors carry a quantizer, so that kernels fuse to integers.
+
+Four kinds of operators decide:
+
+- *layers* (Conv, Gemm, MatMul with a constant): the weight and the data input are quantized. A
+  Conv needs a quantized output as well, or ONNX Runtime runs it in float; Gemm and MatMul do not.
+- *integer operators* (Add, Mul, pooling averages, Concat, ...): run on integers when all inputs
+  and the output are quantized; taken only where they stand between quantized tensors.
+- *carriers* (MaxPool, Reshape, Transpose, ...): move values; output and input share one quantizer.
+- *activation functions* Relu and Clip(0, c): belong to the quantizer behind them, whose
+  saturation does their work; the tensor in front of one carries no quantizer of its own.
+
+One tensor has one quantizer, for all its readers. The bits asked for hold for what layers read;
+every other quantized tensor has 8.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, attribute
+
+LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
+INTEGER_OPERATORS = frozenset(
+    {"Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Sigmoid", "LeakyRelu"}
+)
+CARRIERS = frozenset(
+    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad"}
+)
+_FLOAT = onnx.TensorProto.FLOAT
+
+
+@dataclass(frozen=True)
+class QuantPoint:
+    """A tensor that can be quantized.
+
+    Attributes:
+        tensor: its ONNX name.
+        kind: weight or activation.
+        axis: the output-channel axis of a weight; None per tensor.
+        consumers: names of the nodes that read it.
+        group: name of the tensor whose quantizer it shares (itself if none).
+        layers: names of the layers that read the group: they set its bits.
+        nonnegative: a Relu or Clip in front: the zero point must be 0.
+        ceiling: upper bound set by a Clip in front, or None.
+    """
+
+    tensor: str
+    kind: Literal["weight", "activation"]
+    axis: int | None
+    consumers: tuple[str, ...]
+    group: str
+    layers: tuple[str, ...]
+    nonnegative: bool = False
+    ceiling: float | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose weight can be quantized.
+
+    Attributes:
+        node: its name.
+        op: operator type.
+        data: the activation it reads.
+        weight: initializer name.
+        bias: initializer name, or None.
+        axis: output-channel axis of the weight.
+        edge: first or last of the network: no layer before it, or none after it.
+    """
+
+    node: str
+    op: str
+    data: str
+    weight: str
+    bias: str | None
+    axis: int
+    edge: bool
+
+
+@dataclass(frozen=True)
+class FloatNode:
+    """A node that stays float, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Points:
+    """All points of a model by tensor name, its layers by node name, and what stays float."""
+
+    points: Mapping[str, QuantPoint]
+    layers: Mapping[str, Layer]
+    float_nodes: tuple[FloatNode, ...]
+
+
+def find_points(model: Model) -> Points:
+    """The quantization points of `model`, as ONNX Runtime's CPU provider fuses them."""
+    layers, refused = _layers(model)
+    quantized = _quantized_activations(model, layers)
+    groups = _groups(model, quantized)
+    readers: dict[str, list[str]] = {}
+    for layer in layers.values():
+        readers.setdefault(groups[layer.data], []).append(layer.node)
+    points = {}
+    for tensor in quantized:
+        nonnegative, ceiling = activation_bounds(model, groups[tensor])
+        points[tensor] = QuantPoint(
+            tensor,
+            "activation",
+            None,
+            tuple(node.name for node in model.consumers.get(tensor, ())),
+            groups[tensor],
+            tuple(readers.get(groups[tensor], ())),
+            nonnegative,
+            ceiling,
+        )
+    for layer in layers.values():
+        points[layer.weight] = QuantPoint(
+            layer.weight, "weight", layer.axis, (layer.node,), layer.weight, (layer.node,)
+        )
+    return Points(points, layers, _float_nodes(model, layers, quantized, refused))
+
+
+def activation_bounds(model: Model, tensor: str) -> tuple[bool, float | None]:
+    """Whether a Relu or Clip(0, c) produces `tensor`, and c (None for a Relu)."""
+    node = model.producer.get(tensor)
+    if node is None or node.domain not in STANDARD_DOMAINS:
+        return False, None
+    if node.op_type == "Relu":
+        return True, None
+    if node.op_type == "Clip" and len(node.input) == 3 and node.input[1] and node.input[2]:
+        low, high = (model.initializers.get(name) for name in node.input[1:3])
+        if low is not None and high is not None and low.size == high.size == 1:
+            bounds = float(low.reshape(())), float(high.reshape(()))
+            if bounds[0] == 0 < bounds[1]:
+                return True, bounds[1]
+    return False, None
+
+
+def carried(model: Model, node: onnx.NodeProto) -> bool:
+    """Whether the node only moves values of its first input (or adds zeros, always a level)."""
+    if node.domain not in STANDARD_DOMAINS or node.op_type not in CARRIERS:
+        return False
+    if node.op_type != "Pad":
+        return True
+    filling = model.initializers.get(node.input[2]) if len(node.input) > 2 else None
+    known = len(node.input) < 3 or not node.input[2] or filling is not None
+    return (
+        attribute(node, "mode", b"constant") == b"constant"
+        and known
+        and (filling is None or not filling.any())
+        and not any(node.input[3:])
+    )
+
+
+def _layers(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The layers by node name, and the reason of each one refused."""
+    found: dict[str, tuple[str, str, str | None, int]] = {}
+    refused: dict[str, str] = {}
+    for node in model.nodes:
+        if node.domain in STANDARD_DOMAINS and node.op_type in (*LAYERS, "ConvTranspose"):
+            reason = _refusal(model, node)
+            if reason:
+                refused[node.name] = reason
+                continue
+            bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+            axis = {"Conv": 0, "MatMul": 1}.get(node.op_type)
+            if axis is None:
+                axis = 0 if attribute(node, "transB", 0) else 1
+            found[node.name] = (node.input[0], node.input[1], bias, axis)
+    edges = _edges(model, set(found))
+    nodes = {node.name: node for node in model.nodes}
+    return {
+        name: Layer(name, nodes[name].op_type, *parts, edge=name in edges)
+        for name, parts in found.items()
+    }, refused
+
+
+def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
+    """Why a layer cannot be quantized, or None."""
+    weight = model.initializers.get(node.input[1])
+    if node.op_type == "ConvTranspose":
+        return "onnxruntime has no integer ConvTranspose kernel on CPU"
+    if weight is None:
+        return "both inputs are activations"
+    if model.dtypes.get(node.input[1]) != _FLOAT or model.dtypes.get(node.input[0]) != _FLOAT:
+        return "not float32"
+    if node.op_type == "MatMul" and weight.ndim != 2:
+        return f"its constant has {weight.ndim} dimensions; 2 are needed"
+    if len(node.input) > 2 and node.input[2] and node.input[2] not in model.initializers:
+        return "its bias is not a constant"
+    if node.op_type == "Gemm":
+        bias = model.initializers.get(node.input[2]) if len(node.input) > 2 else None
+        channels = weight.shape[0 if attribute(node, "transB", 0) else 1]
+        if attribute(node, "transA", 0):
+            return "transA is set"
+        if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+            return "alpha or beta is not 1"
+        if bias is not None and bias.shape != (channels,):
+            return f"its bias has shape {bias.shape}, not ({channels},)"
+    return None
+
+
+def _edges(model: Model, layers: set[str]) -> set[str]:
+    """The layers without a layer before them, and those without one after them."""
+    before: dict[str, bool] = {}  # tensor → a layer stands before it
+    first = set()
+    for node in model.nodes:
+        reached = any(before.get(name, False) for name in node.input)
+        if node.name in layers and not reached:
+            first.add(node.name)
+        for name in node.output:
+            before[name] = reached or node.name in layers
+    after: dict[str, bool] = {}  # tensor → a layer stands behind it
+    last = set()
+    for node in reversed(model.nodes):
+        reached = any(after.get(name, False) for name in node.output)
+        if node.name in layers and not reached:
+            last.add(node.name)
+        for name in node.input:
+            after[name] = after.get(name, False) or reached or node.name in layers
+    return first | last
+
+
+def _quantized_activations(model: Model, layers: Mapping[str, Layer]) -> tuple[str, ...]:
+    """The activations that carry a quantizer, in topological order."""
+    marked = {layer.data for layer in layers.values()}
+    outputs = {_behind(model, model_node.output[0]) for model_node in model.nodes
+               if model_node.name in layers and model_node.op_type == "Conv"}
+    marked |= outputs
+    while True:
+        grown = set(marked)
+        for node in reversed(model.nodes):
+            if carried(model, node) and any(name in grown for name in node.output):
+                grown.add(node.input[0])
+            elif _integer_operator(model, node, grown):
+                grown.update(_data_inputs(model, node))
+                grown.add(_behind(model, node.output[0]))
+        if grown == marked:
+            break
+        marked = grown
+    order = (*model.inputs, *(name for node in model.nodes for name in node.output))
+    return tuple(name for name in order if name in marked and name not in model.initializers)
+
+
+def _integer_operator(model: Model, node: onnx.NodeProto, marked: set[str]) -> bool:
+    """Whether the node stands between quantized tensors and can run on integers."""
+    if node.domain not in STANDARD_DOMAINS or node.op_type not in INTEGER_OPERATORS:
+        return False
+    data = _data_inputs(model, node)
+    if len(data) != len([name for name in node.input if name]) or not all(
+        model.dtypes.get(name) == _FLOAT for name in (*data, *node.output)
+    ):
+        return False
+    return _behind(model, node.output[0]) in marked or (
+        node.output[0] in model.outputs and all(name in marked for name in data)
+    )
+
+
+def _data_inputs(model: Model, node: onnx.NodeProto) -> list[str]:
+    """The inputs that are activations."""
+    return [name for name in node.input if name and name not in model.initializers]
+
+
+def _behind(model: Model, tensor: str) -> str:
+    """`tensor`, or the output of the Relu or Clip(0, c) that alone reads it."""
+    readers = model.consumers.get(tensor, ())
+    if len(readers) == 1 and tensor not in model.outputs:
+        follower = readers[0]
+        if activation_bounds(model, follower.output[0])[0] and follower.input[0] == tensor:
+            return str(follower.output[0])
+    return tensor
+
+
+def _groups(model: Model, quantized: tuple[str, ...]) -> dict[str, str]:
+    """Tensor → the tensor at the head of its chain of carriers."""
+    groups: dict[str, str] = {}
+    for tensor in quantized:
+        node = model.producer.get(tensor)
+        head = node.input[0] if node is not None and carried(model, node) else None
+        groups[tensor] = groups.get(head, tensor) if head else tensor
+    return groups
+
+
+def _float_nodes(
+    model: Model,
+    layers: Mapping[str, Layer],
+    quantized: tuple[str, ...],
+    refused: Mapping[str, str],
+) -> tuple[FloatNode, ...]:
+    marked = set(quantized)
+    found = []
+    for node in model.nodes:
+        if node.name in layers or activation_bounds(model, node.output[0])[0]:
+            continue
+        if node.name in refused:
+            reason = refused[node.name]
+        elif node.domain not in STANDARD_DOMAINS:
+            reason = f"operator of the custom domain {node.domain!r}"
+        elif not any(model.dtypes.get(name) == _FLOAT for name in node.output):
+            continue  # shape arithmetic: nothing to quantize
+        elif node.op_type in INTEGER_OPERATORS | CARRIERS:
+            if node.output[0] in marked or _behind(model, node.output[0]) in marked:
+                continue
+            reason = "no quantized operator reads its output"
+        else:
+            reason = "no integer kernel used for this operator"
+        found.append(FloatNode(node.name, node.op_type, reason))
+    return tuple(found)
+
+
+def constant_array(model: Model, name: str) -> np.ndarray:
+    """The initializer `name` as float32."""
+    return np.asarray(model.initializers[name], dtype=np.float32)

@@ -1,0 +1,205 @@
+"""The order of the stages: the only module that knows it."""
+
+import contextlib
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+
+from onnxbrecq.blockwise import walk
+from onnxbrecq.calibrate import calibrate
+from onnxbrecq.data import sources
+from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.emit.emit import emit
+from onnxbrecq.emit.targets import target_by_name
+from onnxbrecq.errors import EmissionError
+from onnxbrecq.graph.blocks import partition
+from onnxbrecq.graph.load import load, read
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
+from onnxbrecq.graph.points import find_points
+from onnxbrecq.output import claim, write_atomically
+from onnxbrecq.progress import Progress, silent
+from onnxbrecq.recipe import Recipe
+from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
+from onnxbrecq.report.result import BlockFacts, Result
+from onnxbrecq.runtime.doctor import environment
+from onnxbrecq.runtime.session import Session
+from onnxbrecq.validate.validation import Validation
+from onnxbrecq.validate.validation import validate as validate_files
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass
+class _Clock:
+    """Seconds of each stage, in order."""
+
+    started: float = field(default_factory=time.perf_counter)
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - begin
+
+    def total(self) -> float:
+        return time.perf_counter() - self.started
+
+
+def quantize(
+    model: PathLike,
+    data: PathLike | Dataset | None = None,
+    recipe: Recipe | None = None,
+    *,
+    evaluation: PathLike | Dataset | None = None,
+    output: PathLike | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """Quantizes the ONNX model at `model`, writes it, validates what was written.
+
+    Args:
+        model: a float ONNX file.
+        data: unlabelled calibration samples; None: STEM.calib.npz beside the model.
+        recipe: what to do; None: the defaults.
+        evaluation: labelled samples; None: STEM.eval.npz beside the model, else none.
+        output: where to write; None: STEM.quant.onnx beside the model.
+        force: replace an existing output.
+        progress: told of every step.
+
+    Raises:
+        ModelError: the model cannot be read or run.
+        DataError: the data does not fit the model.
+        EmissionError: a decision cannot be written.
+        OutputError: the output cannot be written.
+    """
+    recipe = recipe or Recipe()
+    clock = _Clock()
+    source = Path(model)
+    destination = Path(output) if output else source.with_name(f"{source.stem}.quant.onnx")
+    with clock.stage("load"):
+        float_model = load(source)
+        claim(destination, force=force, source=source)
+        samples = _samples(data, float_model, recipe)
+        labelled = _labelled(evaluation, float_model, recipe)
+    target = target_by_name(recipe.target)
+    points = find_points(float_model)
+    with clock.stage("calibrate"):
+        plan = calibrate(float_model, points, samples, recipe, progress=progress)
+    with clock.stage("reconstruct"):
+        walked = walk(
+            float_model, partition(float_model), points, plan, samples,
+            recipe=recipe, target=target, progress=progress,
+        )  # fmt: skip
+    with clock.stage("emit"):
+        proto = emit(float_model, walked.plan, target)
+        _check(proto, recipe)
+        write_atomically(destination, proto.SerializeToString(deterministic=True))
+    with clock.stage("validate"):
+        validation = validate_files(
+            destination, float_model, samples=samples, labelled=labelled,
+            max_drop=recipe.max_drop, threads=recipe.threads, progress=progress,
+        )  # fmt: skip
+    return _result(float_model, destination, proto, walked.blocks, validation, recipe, clock)
+
+
+def validate(
+    quantized: PathLike,
+    reference: PathLike,
+    data: PathLike | Dataset | None = None,
+    evaluation: PathLike | Dataset | None = None,
+    recipe: Recipe | None = None,
+    *,
+    progress: Progress = silent,
+) -> Result:
+    """Compares a quantized model with the float model it came from.
+
+    Arguments and errors are those of `quantize`; calibration samples are used only where there
+    are no labelled ones.
+    """
+    recipe = recipe or Recipe()
+    clock = _Clock()
+    destination = Path(quantized)
+    with clock.stage("load"):
+        float_model = load(Path(reference))
+        proto = read(destination)
+        labelled = _labelled(evaluation, float_model, recipe)
+        samples = labelled or _samples(data, float_model, recipe)
+    with clock.stage("validate"):
+        validation = validate_files(
+            destination, float_model, samples=samples, labelled=labelled,
+            max_drop=recipe.max_drop, threads=recipe.threads, progress=progress,
+        )  # fmt: skip
+    return _result(float_model, destination, proto, (), validation, recipe, clock)
+
+
+def _samples(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> Dataset:
+    if isinstance(data, Dataset):
+        return data
+    return sources.calibration(None if data is None else str(data), model, recipe.preprocess)
+
+
+def _labelled(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> Dataset | None:
+    if isinstance(data, Dataset):
+        return data
+    return sources.evaluation(None if data is None else str(data), model, recipe.preprocess)
+
+
+def _check(proto: onnx.ModelProto, recipe: Recipe) -> None:
+    """No model is written that the checker refuses or the runtime cannot open.
+
+    Raises:
+        EmissionError: the checker's complaint.
+        ModelError: the runtime's.
+    """
+    try:
+        standard = all(node.domain in STANDARD_DOMAINS for node in proto.graph.node)
+        onnx.checker.check_model(proto, full_check=standard)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise EmissionError(f"the emitted model is not valid ONNX: {error}") from error
+    Session(proto, threads=recipe.threads)
+
+
+def _result(
+    model: Model,
+    output: Path,
+    proto: onnx.ModelProto,
+    blocks: tuple[BlockFacts, ...],
+    validation: Validation,
+    recipe: Recipe,
+    clock: _Clock,
+) -> Result:
+    layers = layer_facts(model, proto)
+    weights, activations = mean_bits(layers)
+    return Result(
+        tool_version=version("onnxbrecq"),
+        model=source_facts(model),
+        output=output_facts(output, proto),
+        weights_mean_bits=weights,
+        activations_mean_bits=activations,
+        layers=layers,
+        blocks=blocks,
+        accuracy=validation.accuracy,
+        fidelity=validation.fidelity,
+        execution=validation.execution,
+        parity=validation.parity,
+        gate=validation.gate,
+        total_seconds=clock.total(),
+        stages=clock.stages,
+        peak_bytes=_peak_bytes(),
+        environment={**environment(), "threads": str(recipe.threads or os.cpu_count())},
+        notes=model.notes,
+    )
+
+
+def _peak_bytes() -> int:
+    """The largest resident set this process ever had; macOS counts bytes, Linux KiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

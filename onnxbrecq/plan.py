@@ -1,0 +1,151 @@
+"""What was decided about a model's tensors: frozen values, keyed by ONNX tensor name.
+
+A quantized tensor is described by one formula (`onnxbrecq.affine`):
+
+    value = scale * (step * level - offset),   level in 0 ... 2**bits - 1
+
+where `step` and `offset` follow from the grid:
+
+    signed   step 1, offset 2**(bits-1)     symmetric integers -2**(bits-1) ... 2**(bits-1) - 1
+    affine   step 1, offset zero_point      asymmetric
+    half     step 2, offset 2**bits - 1     the odd integers: symmetric, no level spent on zero
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from onnxbrecq.errors import PlanError
+
+Grid = Literal["signed", "affine", "half"]
+
+_FORMAT = "onnxbrecq-plan-1"
+
+
+@dataclass(frozen=True)
+class QType:
+    """The levels a tensor may take: how many bits, and on which grid."""
+
+    bits: int
+    grid: Grid
+
+    @property
+    def levels(self) -> int:
+        """The number of levels, 2**bits."""
+        return 1 << self.bits
+
+    @property
+    def step(self) -> int:
+        """Integer distance of two neighbouring levels."""
+        return 2 if self.grid == "half" else 1
+
+
+@dataclass(frozen=True, eq=False)
+class TensorQuant:
+    """How one tensor is quantized.
+
+    Attributes:
+        qtype: bits and grid.
+        scale: float32, shape () per tensor or [C] along `axis`; positive.
+        zero_point: int32, same shape as `scale`; used by the affine grid, 0 otherwise.
+        axis: the channel axis of a per-channel tensor, None per tensor.
+        levels: uint8, the tensor's shape: the level of each weight; None for activations.
+    """
+
+    qtype: QType
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
+    axis: int | None = None
+    levels: NDArray[np.uint8] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TensorQuant):
+            return NotImplemented
+        return (
+            self.qtype == other.qtype
+            and self.axis == other.axis
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+            and _equal_or_absent(self.levels, other.levels)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """All decisions so far, and the model they were made for.
+
+    Attributes:
+        tensors: ONNX tensor name → decision. A tensor without an entry stays float.
+        source_sha256: the float model's file hash.
+        recipe: what was asked for, as plain JSON values.
+    """
+
+    tensors: Mapping[str, TensorQuant] = field(default_factory=dict)
+    source_sha256: str = ""
+    recipe: Mapping[str, object] = field(default_factory=dict)
+
+    def updated(self, tensors: Mapping[str, TensorQuant]) -> "QuantPlan":
+        """A new plan in which `tensors` replace or join the present decisions."""
+        return QuantPlan({**self.tensors, **tensors}, self.source_sha256, self.recipe)
+
+    def save(self, path: Path) -> None:
+        """Writes the plan as one safetensors file; the header holds everything but arrays."""
+        arrays: dict[str, NDArray[np.generic]] = {}
+        header = {}
+        for name in sorted(self.tensors):
+            quant = self.tensors[name]
+            header[name] = {"bits": quant.qtype.bits, "grid": quant.qtype.grid, "axis": quant.axis}
+            arrays[f"{name}:scale"] = np.ascontiguousarray(quant.scale)
+            arrays[f"{name}:zero_point"] = np.ascontiguousarray(quant.zero_point)
+            if quant.levels is not None:
+                arrays[f"{name}:levels"] = np.ascontiguousarray(quant.levels)
+        metadata = {
+            "format": _FORMAT,
+            "source_sha256": self.source_sha256,
+            "recipe": json.dumps(self.recipe, sort_keys=True),
+            "tensors": json.dumps(header, sort_keys=True),
+        }
+        path.write_bytes(save(arrays, metadata))
+
+    @staticmethod
+    def load(path: Path) -> "QuantPlan":
+        """The plan that `save` wrote, equal to it.
+
+        Raises:
+            PlanError: the file is missing, damaged, or not a plan.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise PlanError(f"{path} is not a plan of this version ({_FORMAT})")
+                keys = set(file.keys())
+                tensors = {
+                    name: TensorQuant(
+                        QType(int(entry["bits"]), entry["grid"]),
+                        file.get_tensor(f"{name}:scale"),
+                        file.get_tensor(f"{name}:zero_point"),
+                        entry["axis"],
+                        file.get_tensor(f"{name}:levels") if f"{name}:levels" in keys else None,
+                    )
+                    for name, entry in json.loads(metadata["tensors"]).items()
+                }
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise PlanError(f"{path}: cannot be read as a plan: {error}") from error
+        return QuantPlan(tensors, metadata["source_sha256"], json.loads(metadata["recipe"]))
+
+
+def _equal_or_absent(a: NDArray[np.uint8] | None, b: NDArray[np.uint8] | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(a, b)

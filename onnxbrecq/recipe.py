@@ -1,0 +1,217 @@
+"""What the user asks for: validated once, here; the only place with defaults."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from onnxbrecq.errors import RecipeError
+
+Effort = Literal["fast", "balanced", "best"]
+
+WEIGHT_BITS = (2, 3, 4, 8)
+ACTIVATION_BITS = (2, 3, 4, 8)
+EFFORTS = ("fast", "balanced", "best")
+TARGETS = ("ort-cpu",)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image file becomes a model input.
+
+    Attributes:
+        resize_short: scale the shorter side to this many pixels (bilinear), or None.
+        resize: exact (height, width), or None; after `resize_short`.
+        center_crop: (height, width) cut from the middle, or None.
+        scale: factor on the 0…255 values, before mean and std.
+        mean: per channel, in the order of `channels`, after `scale`.
+        std: per channel, likewise.
+        channels: the order the model wants.
+        layout: the order of the axes of one sample, batch aside.
+    """
+
+    resize_short: int | None = None
+    resize: tuple[int, int] | None = None
+    center_crop: tuple[int, int] | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channels: Literal["RGB", "BGR"] = "RGB"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+
+    def __post_init__(self) -> None:
+        _one_of("data.preprocess.channels", self.channels, ("RGB", "BGR"))
+        _one_of("data.preprocess.layout", self.layout, ("NCHW", "NHWC"))
+        for key in ("resize", "center_crop"):
+            size = getattr(self, key)
+            if size is not None and (len(size) != 2 or min(size) < 1):
+                raise RecipeError(f"data.preprocess.{key} = {size}: want [height, width]")
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) != 3:
+                raise RecipeError(f"data.preprocess.{key}: want three numbers")
+        if min(abs(s) for s in self.std) == 0:
+            raise RecipeError("data.preprocess.std: must not be 0")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The block optimiser's settings; None means: as `effort` says.
+
+    Attributes:
+        iterations: optimiser steps per block.
+        batch_size: samples a step.
+        rounding_rate: learning rate of the rounding variables.
+        scale_rate: learning rate of the activation steps, relative to each step.
+        loss: squared error, or squared error weighted by the Fisher information.
+        regularization: weight of the term that drives rounding to 0 or 1 (paper: lambda).
+        drop: share of the values that pass unquantized while activations below 8 bits learn
+            (QDrop, Wei et al., ICLR 2022).
+    """
+
+    iterations: int | None = None
+    batch_size: int | None = None
+    rounding_rate: float = 3e-2
+    scale_rate: float = 1e-3
+    loss: Literal["mse", "fisher"] = "fisher"
+    regularization: float = 0.1
+    drop: float = 0.5
+
+    def __post_init__(self) -> None:
+        _one_of("reconstruction.loss", self.loss, ("mse", "fisher"))
+        for key in ("iterations", "batch_size"):
+            value = getattr(self, key)
+            if value is not None and value < (0 if key == "iterations" else 1):
+                raise RecipeError(f"reconstruction.{key} = {value}: too small")
+
+
+# Steps per block and samples a step. The paper takes 20 000 steps of 32 at a learning rate of 1e-3.
+_EFFORT: dict[str, tuple[int, int]] = {"fast": (500, 16), "balanced": (2000, 16), "best": (8000, 32)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a quantization depends on besides the model and the data.
+
+    Attributes:
+        weights: bits of weights.
+        activations: bits of the activations that weight layers read; None leaves all
+            activations float (weight-only).
+        first_last: bits of the first and the last weight layer, weights and inputs.
+        effort: how long to optimise.
+        target: the runtime the model is for.
+        max_drop: the gate, in percentage points; None: no gate.
+        seed: of every random choice.
+        threads: of torch and onnxruntime; None: all cores.
+        device: where blocks are optimised.
+        preprocess: for image folders.
+        reconstruction: the optimiser.
+    """
+
+    weights: int = 4
+    activations: int | None = 8
+    first_last: int = 8
+    effort: Effort = "balanced"
+    target: str = "ort-cpu"
+    max_drop: float | None = None
+    seed: int = 0
+    threads: int | None = None
+    device: str = "auto"
+    preprocess: Preprocess | None = None
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
+
+    def __post_init__(self) -> None:
+        _one_of("weights", self.weights, WEIGHT_BITS)
+        if self.activations is not None:
+            _one_of("activations", self.activations, ACTIVATION_BITS)
+        _one_of("first_last", self.first_last, WEIGHT_BITS)
+        _one_of("effort", self.effort, EFFORTS)
+        _one_of("target", self.target, TARGETS)
+        _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise RecipeError(f"max_drop = {self.max_drop}: want percentage points from 0 to 100")
+        if self.threads is not None and self.threads < 1:
+            raise RecipeError(f"threads = {self.threads}: want at least 1")
+        if self.seed < 0:
+            raise RecipeError(f"seed = {self.seed}: want 0 or more")
+
+    @classmethod
+    def from_toml(cls, path: Path, **overrides: Any) -> Self:
+        """The recipe in a TOML file; `overrides` (the command line) win.
+
+        The file holds the attributes of `Recipe` at top level, those of `Preprocess` under
+        `[data.preprocess]` and those of `Reconstruction` under `[reconstruction]`;
+        `activations = "float"` means weight-only.
+
+        Raises:
+            RecipeError: the file is unreadable, or a key is unknown or of the wrong type.
+        """
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read as TOML: {error}") from error
+        return cls.from_table(table, **overrides)
+
+    @classmethod
+    def from_table(cls, table: dict[str, Any], **overrides: Any) -> Self:
+        """The recipe of an already parsed TOML table; see `from_toml`."""
+        table = dict(table)
+        data = table.pop("data", {})
+        _known("data", data, {"preprocess"})
+        values = _fields(cls, "", table)
+        if "preprocess" in data:
+            values["preprocess"] = Preprocess(
+                **_fields(Preprocess, "data.preprocess.", data["preprocess"])
+            )
+        if "reconstruction" in table:
+            values["reconstruction"] = Reconstruction(
+                **_fields(Reconstruction, "reconstruction.", table["reconstruction"])
+            )
+        if values.get("activations") == "float":
+            values["activations"] = None
+        return cls(**{**values, **overrides})
+
+    def schedule(self) -> tuple[int, int]:
+        """Optimiser steps per block, and samples a step."""
+        iterations, batch_size = _EFFORT[self.effort]
+        wanted = self.reconstruction
+        return (
+            iterations if wanted.iterations is None else wanted.iterations,
+            batch_size if wanted.batch_size is None else wanted.batch_size,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed or isinstance(value, bool):
+        raise RecipeError(f"{key} = {value!r}: choose one of {', '.join(map(str, allowed))}")
+
+
+def _known(where: str, table: object, allowed: set[str]) -> None:
+    if not isinstance(table, dict):
+        raise RecipeError(f"recipe: {where} must be a table")
+    for key in table:
+        if key not in allowed:
+            raise RecipeError(f"recipe: unknown key {where}.{key}; known: {sorted(allowed)}")
+
+
+_NUMBERS = {"float": (int, float), "int": (int,), "str": (str,), "Effort": (str,)}
+
+
+def _fields(cls: type, prefix: str, table: object) -> dict[str, Any]:
+    """The keyword arguments that `table` gives for the dataclass `cls`, types checked."""
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    _known(prefix.rstrip(".") or "top level", table, set(kinds) - {"preprocess"})
+    assert isinstance(table, dict)
+    values = {}
+    for key, value in table.items():
+        name = kinds[key].split(".")[-1].split(" |")[0].rstrip("'>").removeprefix("<class '")
+        wanted = _NUMBERS.get(name)
+        weight_only = key == "activations" and value == "float"
+        if wanted and not weight_only and (not isinstance(value, wanted) or value is True):
+            raise RecipeError(f"recipe: {prefix}{key} = {value!r}: want {name}")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    return values

@@ -1,0 +1,1 @@
+"""Block reconstruction: the only room that owns torch."""

@@ -1,0 +1,82 @@
+"""How much each element of a block's output matters to the network's output.
+
+The diagonal of the Fisher information at a tensor z is E[(d log p(y|x) / dz)^2] with y drawn from
+the network's own prediction (BRECQ, section 3.3: it stands for the Hessian of the task loss, and
+needs no label). One reverse sweep of vector-Jacobian products over the blocks, by tensor name,
+gives it at every block boundary: the same gradients as autograd through the whole model.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onnxbrecq.recon.bridge import TorchBlock
+
+Arrays = Mapping[str, NDArray[np.float32]]
+
+
+class FisherSweep:
+    """Accumulates squared gradients at the blocks' outputs, batch by batch."""
+
+    def __init__(self, blocks: Sequence[TorchBlock | None], seed: int) -> None:
+        """Blocks in execution order; None stands for an island, which ends the sweep."""
+        self._blocks = blocks
+        self._generator = torch.Generator().manual_seed(seed)
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, values: Arrays, logits: str) -> None:
+        """One batch.
+
+        Args:
+            values: every block boundary tensor of the float network, graph inputs included.
+            logits: the output that class scores are read from, [N, C].
+        """
+        scores = torch.from_numpy(np.array(values[logits]))
+        gradients = {logits: _score_gradient(scores, self._generator)}
+        self._count += len(scores)
+        for block in reversed(self._blocks):
+            if block is None:
+                return
+            wanted = {name: gradients[name] for name in block.outputs if name in gradients}
+            for name, gradient in wanted.items():
+                total = gradient.square().sum(dim=0, keepdim=True)
+                self._sums[name] = self._sums.get(name, torch.zeros(())) + total
+            _pull_back(block, values, wanted, gradients)
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """Tensor name → Fisher weight of each element [1, ...], with mean 1."""
+        found = {}
+        for name, total in self._sums.items():
+            mean = total.mean()
+            if float(mean) > 0 and bool(torch.isfinite(mean)):
+                found[name] = (total / mean).numpy()
+        return found
+
+
+def _score_gradient(scores: Tensor, generator: torch.Generator) -> Tensor:
+    """d(-log p(y)) / d scores for a y drawn from softmax(scores): p - onehot(y)."""
+    probability = scores.softmax(dim=-1)
+    drawn = torch.multinomial(probability, 1, generator=generator)
+    return probability.scatter_add(1, drawn, -torch.ones_like(drawn, dtype=scores.dtype))
+
+
+def _pull_back(
+    block: TorchBlock, values: Arrays, wanted: Mapping[str, Tensor], gradients: dict[str, Tensor]
+) -> None:
+    """Adds to `gradients` what the block's inputs receive from its outputs `wanted`."""
+    if not wanted:
+        return
+    feed = {name: torch.from_numpy(np.array(values[name])) for name in block.inputs}
+    leaves = [value.requires_grad_() for value in feed.values() if value.is_floating_point()]
+    names = [name for name, value in feed.items() if value.is_floating_point()]
+    outputs = block(feed)
+    received = torch.autograd.grad(
+        [outputs[name] for name in wanted], leaves, list(wanted.values()), allow_unused=True
+    )
+    for name, gradient in zip(names, received, strict=True):
+        if gradient is not None:
+            gradients[name] = gradients[name] + gradient if name in gradients else gradient

@@ -1,0 +1,204 @@
+"""The block optimiser: rounding and activation steps that keep a block's output.
+
+Minimised over the rounding variables V of the block's weights and the steps s of its activations:
+
+    E_batch[ mean_i w_i (z_i - z_i^float)^2 ] / L0  +  lambda * mean(1 - |2 h(V) - 1|^beta)
+
+with z the block's output on *quantized* inputs, w the Fisher weights (1 for plain squared error;
+BRECQ, eq. 10) and L0 the first batches' error at nearest rounding, so that lambda means the same
+in every block. beta falls from 20 to 2 after a warm-up, as in AdaRound.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from onnxbrecq.graph.points import Points
+from onnxbrecq.plan import QuantPlan, TensorQuant
+from onnxbrecq.recon.bridge import TorchBlock
+from onnxbrecq.recon.quantizers import LearnedStep, SoftRounding
+from onnxbrecq.recipe import Recipe, Reconstruction
+
+_WARM_UP = 0.2  # share of the steps without regularizer, as in the authors' code
+_BETA = (20.0, 2.0)
+
+Arrays = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class BlockData:
+    """What a block is reconstructed from: arrays [samples, ...] by tensor name.
+
+    Attributes:
+        inputs: the block's inputs as the quantized network delivers them.
+        float_inputs: the same inputs in the float network.
+        targets: the block's outputs in the float network.
+        weights: per output, the weight of each element's squared error [1, ...]; absent: 1.
+    """
+
+    inputs: Arrays
+    float_inputs: Arrays
+    targets: Arrays
+    weights: Arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self.targets.values())))
+
+
+class _Quantized(nn.Module):
+    """A block with its learned quantizers."""
+
+    def __init__(self, block: TorchBlock, plan: QuantPlan, points: Points,
+                 heads: tuple[str, ...], float_weights: Arrays, drop: float) -> None:  # fmt: skip
+        super().__init__()
+        self.block = block
+        self.roundings = nn.ModuleDict()
+        self.steps = nn.ModuleDict()
+        self.weight_names = tuple(n for n in float_weights if n in plan.tensors)
+        self.step_names = heads
+        for i, name in enumerate(self.weight_names):
+            weight = torch.from_numpy(np.array(float_weights[name]))
+            self.roundings[str(i)] = SoftRounding(weight, plan.tensors[name])
+        for i, name in enumerate(heads):
+            quant = plan.tensors[name]
+            share = drop if quant.qtype.bits < 8 else 0.0
+            self.steps[str(i)] = LearnedStep(quant, points.points[name].ceiling, share)
+
+    def forward(self, feed: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        weights, gates = {}, []
+        for name, rounding in zip(self.weight_names, self.roundings.values(), strict=True):
+            weights[name], gate = rounding()
+            gates.append(gate.reshape(-1))
+        hooks = dict(zip(self.step_names, self.steps.values(), strict=True))
+        outputs = self.block(feed, weights, hooks)
+        return outputs, torch.cat(gates) if gates else torch.zeros(0)
+
+    def nearest(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The block's outputs with every weight at its nearest level."""
+        weights = {
+            name: rounding.nearest()
+            for name, rounding in zip(self.weight_names, self.roundings.values(), strict=True)
+        }
+        hooks = dict(zip(self.step_names, self.steps.values(), strict=True))
+        return self.block(feed, weights, hooks)  # type: ignore[no-any-return]
+
+    def constrain(self) -> None:
+        """Keeps every activation step within its bounds."""
+        for step in self.steps.values():
+            step.constrain()
+
+    def hardened(self) -> dict[str, TensorQuant]:
+        """The decisions: levels of the weights, steps of the activations."""
+        decisions: dict[str, TensorQuant] = {}
+        for name, rounding in zip(self.weight_names, self.roundings.values(), strict=True):
+            decisions[name] = rounding.hardened()
+        for name, step in zip(self.step_names, self.steps.values(), strict=True):
+            decisions[name] = step.hardened()
+        return decisions
+
+
+def reconstruct(
+    block: TorchBlock,
+    plan: QuantPlan,
+    points: Points,
+    *,
+    heads: tuple[str, ...],
+    float_weights: Arrays,
+    data: BlockData,
+    recipe: Recipe,
+    seed: int,
+) -> dict[str, TensorQuant]:
+    """The learned decisions of one block: its weights' levels and its activations' steps.
+
+    Args:
+        block: the float block.
+        plan: the decisions so far: bits, grids and scales of everything in the block.
+        points: the model's quantization points.
+        heads: activations of the block whose step is learned here.
+        float_weights: initializer name → float weight, for the weights to round.
+        data: what to learn from.
+        recipe: steps, batch size, learning rates.
+        seed: of batches and dropping.
+    """
+    settings = recipe.reconstruction
+    model = _Quantized(block, plan, points, heads, float_weights, settings.drop)
+    optimizer = _optimizer(model, settings)
+    source = _Source(data, torch.Generator().manual_seed(seed))
+    iterations, batch_size = recipe.schedule()
+    if not iterations or not optimizer.param_groups:
+        return {}
+    low_bits = any(plan.tensors[name].qtype.bits < 8 for name in data.inputs if name in plan.tensors)
+    unit = _start_error(model, source, batch_size)
+    model.train()
+    for i in range(iterations):
+        feed, targets = source.batch(batch_size, settings.drop if low_bits else 0.0)
+        outputs, gates = model(feed)
+        loss = source.error(outputs, targets) / unit
+        loss = loss + settings.regularization * _regularizer(gates, i / iterations)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        model.constrain()
+    return model.hardened()
+
+
+def _optimizer(model: _Quantized, settings: Reconstruction) -> torch.optim.Optimizer:
+    groups = [
+        {"params": list(model.roundings.parameters()), "lr": settings.rounding_rate},
+        {"params": list(model.steps.parameters()), "lr": settings.scale_rate},
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]], fused=True)
+
+
+class _Source:
+    """Random batches of a block's data, and the weighted error on them."""
+
+    def __init__(self, data: BlockData, generator: torch.Generator) -> None:
+        self._inputs = {n: torch.from_numpy(a) for n, a in data.inputs.items()}
+        self._float = {n: torch.from_numpy(a) for n, a in data.float_inputs.items()}
+        self._targets = {n: torch.from_numpy(a) for n, a in data.targets.items()}
+        self._weights = {n: torch.from_numpy(a) for n, a in data.weights.items()}
+        self._generator = generator
+        self._count = len(data)
+
+    def batch(self, size: int, drop: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Inputs and targets of `size` random samples; a share `drop` of inputs is float."""
+        index = torch.randint(self._count, (size,), generator=self._generator)
+        feed = {name: array[index] for name, array in self._inputs.items()}
+        if drop:
+            for name, value in feed.items():
+                keep = torch.rand(value.shape, generator=self._generator) < drop
+                feed[name] = torch.where(keep, self._float[name][index], value)
+        return feed, {name: array[index] for name, array in self._targets.items()}
+
+    def error(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+        """Mean weighted squared error, summed over the outputs."""
+        terms = []
+        for name, target in targets.items():
+            square = (outputs[name] - target).square()
+            terms.append((square * self._weights[name] if name in self._weights else square).mean())
+        return torch.stack(terms).sum()
+
+
+def _start_error(model: _Quantized, source: _Source, batch_size: int) -> float:
+    """The error with every weight at its nearest level, over a few batches."""
+    model.eval()
+    total = 0.0
+    with torch.no_grad():
+        for _ in range(4):
+            feed, targets = source.batch(batch_size, 0.0)
+            total += float(source.error(model.nearest(feed), targets))
+    return max(total / 4, 1e-12)
+
+
+def _regularizer(gates: Tensor, progress: float) -> Tensor:
+    """Mean of 1 - |2 h - 1|^beta, with beta falling; 0 during the warm-up."""
+    if progress < _WARM_UP or not gates.numel():
+        return torch.zeros(())
+    share = (progress - _WARM_UP) / (1 - _WARM_UP)
+    beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 - share)
+    return (1 - (2 * gates - 1).abs().pow(beta)).mean()

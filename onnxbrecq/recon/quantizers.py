@@ -1,0 +1,130 @@
+"""The quantizers that are learned, as torch modules; the formula is `onnxbrecq.affine`'s.
+
+Weights follow AdaRound (Nagel et al., ICML 2020, eq. 21-24): with b = floor((w/s + o) / step) the
+soft level of a weight is
+
+    clip(b + h(V), 0, L - 1),   h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1)
+
+and the regularizer sum 1 - |2 h(V) - 1|^beta drives every h to 0 or 1. Activations follow LSQ
+(Esser et al., ICLR 2020): the step is learned through a straight-through rounding.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onnxbrecq import affine
+from onnxbrecq.plan import TensorQuant
+
+_ZETA, _GAMMA = 1.1, -0.1  # stretch of the sigmoid, AdaRound eq. 23
+
+
+class SoftRounding(nn.Module):
+    """A weight whose rounding is learned."""
+
+    floor: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, weight: Tensor, quant: TensorQuant) -> None:
+        super().__init__()
+        self._quant = quant
+        ndim = weight.ndim
+        scale = torch.from_numpy(affine.along(quant.scale, quant.axis, ndim).copy())
+        offsets = affine.offsets(quant.qtype, quant.zero_point)
+        offset = torch.from_numpy(affine.along(offsets, quant.axis, ndim).astype(np.float32))
+        level = (weight / scale + offset) / quant.qtype.step
+        floor = torch.floor(level)
+        rest = (level - floor).clamp(0.01, 0.99)
+        self.register_buffer("floor", floor)
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+        # h(V) equals the fractional part at the start: the soft weight is the float weight.
+        self.rounding = nn.Parameter(-torch.log((_ZETA - _GAMMA) / (rest - _GAMMA) - 1))
+
+    def gate(self) -> Tensor:
+        """h(V): how far each weight leans to its upper level, in [0, 1]."""
+        return (torch.sigmoid(self.rounding) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The soft weight, and h(V)."""
+        gate = self.gate()
+        level = (self.floor + gate).clamp(0, self._quant.qtype.levels - 1)
+        return self.scale * (level * self._quant.qtype.step - self.offset), gate
+
+    def nearest(self) -> Tensor:
+        """The weight with each element at its nearest level; the start of the search."""
+        level = self.floor + (self.gate() >= 0.5)
+        level = level.clamp(0, self._quant.qtype.levels - 1)
+        return self.scale * (level * self._quant.qtype.step - self.offset)
+
+    def hardened(self) -> TensorQuant:
+        """The decision: each weight at its nearer level."""
+        with torch.no_grad():
+            level = self.floor + (self.rounding >= 0)
+            level = level.clamp(0, self._quant.qtype.levels - 1)
+        return dataclasses.replace(self._quant, levels=level.to(torch.uint8).cpu().numpy())
+
+
+class LearnedStep(nn.Module):
+    """An activation quantizer whose step is learned; the zero point stays.
+
+    The step is s0 * exp(t), so that one learning rate suits every tensor; with a `ceiling`,
+    (L - 1) * s never exceeds it (the quantizer stands for a Clip there).
+    """
+
+    def __init__(self, quant: TensorQuant, ceiling: float | None, drop: float) -> None:
+        super().__init__()
+        self._quant = quant
+        self._start = float(quant.scale)
+        self._zero = int(quant.zero_point)
+        self._top = quant.qtype.levels - 1
+        self._most = math.inf if ceiling is None else math.log(ceiling / self._top / self._start)
+        self._drop = drop
+        self.log_ratio = nn.Parameter(torch.zeros(()))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """`value` on the quantizer's grid; while training, a share `drop` of it passes as is."""
+        scale = self._start * torch.exp(self.log_ratio)
+        quantized = _FakeQuantize.apply(value, scale, self._zero, self._top)
+        if self.training and self._drop > 0:
+            return torch.where(torch.rand_like(value) < self._drop, value, quantized)
+        return quantized
+
+    def constrain(self) -> None:
+        """Brings the step back under the ceiling; to be called after each optimiser step."""
+        with torch.no_grad():
+            self.log_ratio.clamp_(max=self._most)
+
+    def hardened(self) -> TensorQuant:
+        """The decision with the learned step."""
+        scale = np.float32(self._start * math.exp(float(self.log_ratio)))
+        bound = np.float32(self._start * math.exp(self._most)) if self._most < 700 else np.inf
+        return dataclasses.replace(self._quant, scale=np.asarray(min(scale, bound), np.float32))
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """s * (clip(round(x / s) + z, 0, top) - z), with LSQ's gradients for x and s."""
+
+    @staticmethod
+    def forward(ctx, value, scale, zero, top):  # type: ignore[no-untyped-def]
+        ratio = value / scale
+        code = torch.round(ratio).clamp_(-zero, top - zero)
+        ctx.save_for_backward(ratio, code)
+        ctx.bounds = (-zero, top - zero)
+        return code * scale
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        ratio, code = ctx.saved_tensors
+        low, high = ctx.bounds
+        inside = (ratio >= low) & (ratio <= high)
+        passed = gradient * inside
+        # d/ds = code - x/s inside, code outside; scaled as in LSQ section 2.2.
+        slope = ((code * gradient).sum() - (ratio * passed).sum()) / math.sqrt(
+            ratio.numel() * max(high, 1)
+        )
+        return passed, slope, None, None

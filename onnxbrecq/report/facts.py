@@ -1,0 +1,45 @@
+"""The plain facts of a report: files, layers, mean bits."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from onnxbrecq.emit.read import stored_bits
+from onnxbrecq.graph.layers import weight_layers
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
+from onnxbrecq.report.result import FileFacts, LayerFacts
+
+_FLOAT_BITS = 32
+
+
+def source_facts(model: Model) -> FileFacts:
+    """The float model's file."""
+    return FileFacts(str(model.path), model.source_sha256, model.source_bytes, model.source_opset)
+
+
+def output_facts(path: Path, proto: onnx.ModelProto) -> FileFacts:
+    """The quantized model's file."""
+    content = path.read_bytes()
+    opset = max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0)
+    return FileFacts(str(path), hashlib.sha256(content).hexdigest(), len(content), opset)
+
+
+def layer_facts(model: Model, quantized: onnx.ModelProto) -> tuple[LayerFacts, ...]:
+    """Each weight layer of the float model with the bits that the quantized graph gives it."""
+    layers = weight_layers(model)
+    bits = stored_bits(quantized, tuple(layer.name for layer in layers))
+    return tuple(
+        LayerFacts(layer.name, layer.op, *bits[layer.name], layer.macs, layer.parameters)
+        for layer in layers
+    )
+
+
+def mean_bits(layers: Sequence[LayerFacts]) -> tuple[float | None, float | None]:
+    """Mean bits of weights (per parameter) and of the layers' inputs (per MAC); float is 32."""
+    parameters = sum(layer.parameters for layer in layers)
+    macs = sum(layer.macs for layer in layers)
+    weights = sum(layer.parameters * (layer.weight_bits or _FLOAT_BITS) for layer in layers)
+    inputs = sum(layer.macs * (layer.activation_bits or _FLOAT_BITS) for layer in layers)
+    return weights / parameters if parameters else None, inputs / macs if macs else None

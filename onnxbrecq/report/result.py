@@ -1,0 +1,156 @@
+"""The result of a run as data, and as the JSON of schema version 1.
+
+The dataclasses mirror the JSON: `Result.as_json` adds only what is computed from them.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A model file: path, hash, bytes with external data, default-domain opset."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    opset: int
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One weight layer and the bits it got; None bits: float."""
+
+    name: str
+    op: str
+    weight_bits: int | None
+    activation_bits: int | None
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class BlockFacts:
+    """One reconstructed block; losses relative to the energy of the block's output."""
+
+    name: str
+    layers: tuple[str, ...]
+    loss_before: float
+    loss_after: float
+    iterations: int
+    seconds: float
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The metric on labelled data, in percent; drop = float - quantized, in points.
+
+    `interval_95` bounds the drop: paired bootstrap over the samples.
+    """
+
+    metric: str
+    float: float
+    quantized: float
+    drop: float
+    interval_95: tuple[float, float]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Nearness to the float model: top-1 agreement in percent (None if outputs are not class
+    scores) and the outputs' signal to quantization noise ratio.
+    """
+
+    agreement: float | None
+    sqnr_db: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What one execution provider made of the quantized model; latencies at batch 1."""
+
+    provider: str
+    loads: bool
+    integer_macs_fraction: float
+    float_nodes: tuple[str, ...]
+    latency_ms: float | None
+    float_latency_ms: float | None
+    speedup: float | None
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Optimised session against unoptimised, at the output, in steps of its quantizer.
+
+    `max_steps` and `mismatched_fraction` are None where the output is not quantized.
+    """
+
+    max_steps: int | None
+    mismatched_fraction: float | None
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What was asked for, whether it was met (None: nothing asked), and if not, why."""
+
+    asked: dict[str, float]
+    met: bool | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything a run found out. `as_json` is its public form."""
+
+    tool_version: str
+    model: FileFacts
+    output: FileFacts
+    weights_mean_bits: float | None
+    activations_mean_bits: float | None
+    layers: tuple[LayerFacts, ...]
+    blocks: tuple[BlockFacts, ...]
+    accuracy: Accuracy | None
+    fidelity: Fidelity | None
+    execution: tuple[Execution, ...]
+    parity: Parity | None
+    gate: Gate
+    total_seconds: float
+    stages: dict[str, float]
+    peak_bytes: int
+    environment: dict[str, str]
+    notes: tuple[str, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON object of `quantize` and `validate`, schema version 1."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "tool": {"name": "onnxbrecq", "version": self.tool_version},
+            "model": asdict(self.model),
+            "output": asdict(self.output),
+            "size": {
+                "float_bytes": self.model.size_bytes,
+                "quantized_bytes": self.output.size_bytes,
+                "ratio": self.output.size_bytes / self.model.size_bytes,
+            },
+            "bits": {
+                "weights_mean": self.weights_mean_bits,
+                "activations_mean": self.activations_mean_bits,
+            },
+            "layers": [asdict(layer) for layer in self.layers],
+            "blocks": [asdict(block) for block in self.blocks],
+            "accuracy": asdict(self.accuracy) if self.accuracy else None,
+            "fidelity": asdict(self.fidelity) if self.fidelity else None,
+            "execution": [asdict(e) for e in self.execution],
+            "parity": asdict(self.parity) if self.parity else None,
+            "gate": asdict(self.gate),
+            "timing": {"total_seconds": self.total_seconds, "stages": self.stages},
+            "memory": {"peak_bytes": self.peak_bytes},
+            "environment": self.environment,
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,96 @@
+"""What onnxruntime really executes: the nodes left after its optimisations, and which of them
+compute with integers.
+
+onnxruntime keeps a layer's name when it fuses the layer into a QLinearConv, QGemm, QLinearMatMul,
+MatMulIntegerToFloat or MatMulNBits. What it appends is known (measured on 1.32, see
+test_names_survive_fusion in tests/runtime/test_kernels.py): `_token_N` where the layout of images
+changes to NHWC, `/MatMulAddFusion` where a MatMul and an Add become a Gemm. A layer whose name is
+found under none of these counts as float: integer execution is proven or not claimed.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from onnxbrecq.runtime.session import open_session, session_options
+
+INTEGER_KERNELS = frozenset(
+    {
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulInteger16",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+    }
+)
+
+_APPENDED = re.compile(r"(_token_\d+|/MatMulAddFusion)+$")
+
+
+@dataclass(frozen=True)
+class ExecutedNode:
+    """A node of the optimised graph: what onnxruntime dispatches to one kernel."""
+
+    name: str
+    op: str
+    domain: str
+
+
+def executed(model: onnx.ModelProto | Path, threads: int | None = None) -> tuple[ExecutedNode, ...]:
+    """The nodes that a default session of `model` executes, subgraphs included.
+
+    Raises:
+        ModelError: onnxruntime cannot load the model.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = session_options(threads)
+        options.optimized_model_filepath = str(path)
+        # Weights go to a file of their own, which is not read: no 2 GiB limit.
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "weights.bin"
+        )
+        open_session(model, options)
+        graph = onnx.load(path, load_external_data=False).graph
+    return tuple(ExecutedNode(n.name, n.op_type, n.domain) for n in _nodes(graph))
+
+
+def integer_kernels(
+    names: Sequence[str], nodes: Sequence[ExecutedNode]
+) -> Mapping[str, str | None]:
+    """Layer name → the integer kernel that executes it, or None: a float kernel, or unknown.
+
+    Args:
+        names: of the layers, as in the model that was loaded.
+        nodes: what `executed` returned for it.
+    """
+    wanted = set(names)
+    operators: dict[str, set[str]] = {}
+    for node in nodes:
+        # A name of the model may itself end like something appended: the whole name comes first.
+        name = node.name if node.name in wanted else _APPENDED.sub("", node.name)
+        operators.setdefault(name, set()).add(node.op)
+    return {name: _integer(operators.get(name, set())) for name in names}
+
+
+def _integer(operators: set[str]) -> str | None:
+    """The one integer kernel among the operators that bear a layer's name."""
+    return operators.pop() if len(operators) == 1 and operators <= INTEGER_KERNELS else None
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+            for inner in attribute.graphs:
+                yield from _nodes(inner)

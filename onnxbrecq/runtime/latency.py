@@ -1,0 +1,57 @@
+"""Latency of two sessions measured in turn, so that what disturbs the machine disturbs both."""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from onnxbrecq.data.dataset import Feed
+from onnxbrecq.runtime.session import Session
+
+_WARM_UP = 3  # the first runs allocate memory and pack weights
+
+
+class PairedLatency(NamedTuple):
+    """Median milliseconds of each session, and the median of b / a over the pairs of runs."""
+
+    ms_a: float
+    ms_b: float
+    ratio: float
+
+
+def paired_latency(
+    a: Session, b: Session, feed: Feed, *, rounds: int = 100, seconds: float = 4.0
+) -> PairedLatency:
+    """The latencies of `a` and `b` for one feed, run A B A B ... after a warm-up.
+
+    Args:
+        a: the one in question.
+        b: what it is compared with.
+        feed: one sample that both take.
+        rounds: pairs of runs at most.
+        seconds: no further pair begins after this time, warm-up included; one is always measured.
+
+    Raises:
+        ModelError: a run fails.
+    """
+    end = perf_counter() + seconds
+    for _ in range(_WARM_UP):
+        a.run(feed)
+        b.run(feed)
+        if perf_counter() > end:
+            break
+    times = []
+    for _ in range(max(rounds, 1)):
+        times.append((_timed(a.run, feed), _timed(b.run, feed)))
+        if perf_counter() > end:
+            break
+    pairs = np.array(times) * 1e3  # [rounds, 2]
+    ms_a, ms_b = np.median(pairs, axis=0)
+    return PairedLatency(float(ms_a), float(ms_b), float(np.median(pairs[:, 1] / pairs[:, 0])))
+
+
+def _timed(run: Callable[[Feed], object], feed: Feed) -> float:
+    start = perf_counter()
+    run(feed)
+    return perf_counter() - start

@@ -1,0 +1,1 @@
+"""What a quantized model is worth: accuracy, fidelity, parity, integer coverage, and the gate."""

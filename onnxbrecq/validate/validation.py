@@ -1,0 +1,124 @@
+"""Everything that is measured on a quantized model beside its float reference."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.model import Model
+from onnxbrecq.progress import Progress, silent
+from onnxbrecq.report.result import Accuracy, Execution, Fidelity, Gate, Parity
+from onnxbrecq.runtime.kernels import executed
+from onnxbrecq.runtime.latency import paired_latency
+from onnxbrecq.runtime.session import PROVIDER, Session
+from onnxbrecq.validate.accuracy import top1_accuracy
+from onnxbrecq.validate.coverage import coverage
+from onnxbrecq.validate.fidelity import Comparison, compare, fidelity
+from onnxbrecq.validate.gate import judge
+from onnxbrecq.validate.parity import parity
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was found out. `notes` are lines for the reader: what could not be measured, and why."""
+
+    accuracy: Accuracy | None
+    fidelity: Fidelity | None
+    execution: tuple[Execution, ...]
+    parity: Parity
+    gate: Gate
+    notes: tuple[str, ...] = ()
+
+
+def validate(
+    quantized: Path,
+    reference: Model,
+    *,
+    samples: Dataset,
+    labelled: Dataset | None = None,
+    max_drop: float | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Validation:
+    """Accuracy, fidelity, parity, integer coverage, latency and the gate of a quantized model.
+
+    Args:
+        quantized: its file.
+        reference: the float model it was made from.
+        samples: calibration data; measured on only where `labelled` is None.
+        labelled: evaluation data; accuracy needs its labels.
+        max_drop: the gate, in points; None: no gate.
+        threads: of onnxruntime; latency is always measured with one.
+        progress: told of each batch.
+
+    Raises:
+        ModelError: a model does not load or run, or their outputs have different names.
+        DataError: there are no samples, or the labels do not fit.
+    """
+    optimized = Session(quantized, threads=threads)
+    floating = Session(reference.proto, threads=threads)
+    _check_interface(quantized, optimized, floating)
+    data = samples if labelled is None else labelled
+    batch = _BATCH if reference.batched else 1
+    comparison = compare(floating, optimized, data, batch, progress=progress)
+    accuracy = _accuracy(data, comparison) if labelled is not None else None
+    nearness = fidelity(comparison)
+    return Validation(
+        accuracy=accuracy,
+        fidelity=nearness,
+        execution=(_execution(quantized, reference, data),),
+        parity=parity(quantized, optimized, data, batch, threads=threads, progress=progress),
+        gate=judge(max_drop, accuracy, nearness),
+        notes=_notes(comparison, labelled),
+    )
+
+
+def _check_interface(path: Path, quantized: Session, floating: Session) -> None:
+    for kind, found, wanted in (
+        ("inputs", quantized.inputs, floating.inputs),
+        ("outputs", quantized.outputs, floating.outputs),
+    ):
+        if set(found) != set(wanted):
+            raise ModelError(
+                f"{path}: its {kind} are {list(found)}, the reference's {list(wanted)}; "
+                "give the float model that it was made from"
+            )
+
+
+def _accuracy(data: Dataset, comparison: Comparison) -> Accuracy | None:
+    """Top-1 accuracy, or None without labels or class scores."""
+    found = comparison.predictions
+    if data.labels is None or found is None:
+        return None
+    return top1_accuracy(data.labels, found.reference, found.quantized, found.classes)
+
+
+def _execution(quantized: Path, reference: Model, data: Dataset) -> Execution:
+    """What the CPU provider makes of the model; latency against the float file as it came."""
+    covered = coverage(reference, executed(quantized))
+    source = reference.path if reference.path and reference.path.exists() else reference.proto
+    latency = paired_latency(
+        Session(quantized, threads=1), Session(source, threads=1), data.head(1).inputs
+    )
+    return Execution(
+        provider=PROVIDER,
+        loads=True,  # one that does not load ended in a ModelError before
+        integer_macs_fraction=covered.integer_macs_fraction,
+        float_nodes=covered.float_nodes,
+        latency_ms=latency.ms_a,
+        float_latency_ms=latency.ms_b,
+        speedup=latency.ratio,
+    )
+
+
+def _notes(comparison: Comparison, labelled: Dataset | None) -> tuple[str, ...]:
+    notes = [
+        f"output {name!r} has another shape in the quantized model for some samples: not compared"
+        for name in comparison.uncompared
+    ]
+    has_labels = labelled is not None and labelled.labels is not None
+    if has_labels and comparison.predictions is None:
+        notes.append("the first output does not hold class scores [N, C]: labels were not used")
+    return tuple(notes)
