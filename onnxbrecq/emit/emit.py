@@ -56,7 +56,7 @@ def emit(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
             layer = layers[node.name]
             weight, data = decisions[layer.weight], decisions.get(layer.data)
             copy.input[1] = storage.write_weight(
-                graph, weight, target, integer_data=data is not None
+                graph, weight, target, op=layer.op, integer_data=data is not None
             )
             if layer.bias is not None and data is not None:
                 copy.input[2] = _write_bias(graph, model, layer, data, weight)

@@ -11,15 +11,17 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from onnxbrecq.graph.model import Model, attribute
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, attribute
 from onnxbrecq.graph.points import find_points
+from onnxbrecq.recon.converters import CONVERTERS
 
 Hook = Callable[[Tensor], Tensor]
 
@@ -48,6 +50,11 @@ _COMPATIBLE: Mapping[str, tuple[int, frozenset[str], int]] = {
     "Transpose": (25, frozenset(), 1),
     "Unsqueeze": (25, frozenset(), 2),
 }
+
+
+class _Mapping(NamedTuple):
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 class BridgeError(Exception):
@@ -127,7 +134,9 @@ def import_block(model: Model) -> TorchBlock:
     graph = _onnx2torch("onnx2torch.onnx_graph").OnnxGraph(model.proto.graph)
     steps = []
     for converted, node in zip(graph.nodes.values(), model.nodes, strict=True):
-        module, mapping = _convert(converted, node, graph, model.opset)
+        module, mapping = _convert(
+            converted, node, graph, model.opset, model.initializers
+        )
         layer = layers.get(node.name)
         parameter = None
         if layer is not None:
@@ -150,10 +159,20 @@ def import_block(model: Model) -> TorchBlock:
     return TorchBlock(tuple(steps), model.inputs, model.outputs, constants).eval()
 
 
-def _convert(converted: Any, node: onnx.NodeProto, graph: Any, opset: int) -> tuple[nn.Module, Any]:
+def _convert(
+    converted: Any,
+    node: onnx.NodeProto,
+    graph: Any,
+    opset: int,
+    constants: Mapping[str, NDArray[np.generic]],
+) -> tuple[nn.Module, Any]:
     """onnx2torch's module for the node, and the tensors it takes and makes."""
     registry = _onnx2torch("onnx2torch.node_converters.registry")
-    if node.domain not in ("", "ai.onnx"):
+    own = CONVERTERS.get(node.op_type)
+    module = own(node, constants) if own and node.domain in STANDARD_DOMAINS else None
+    if module is not None:
+        return module, _Mapping(tuple(node.input[:1]), tuple(node.output))
+    if node.domain not in STANDARD_DOMAINS:
         raise BridgeError(f"node {node.name}: {node.domain}.{node.op_type} has no converter")
     try:
         converter = registry.get_converter(node.op_type, _version(registry, node, opset))

@@ -101,7 +101,7 @@ class LearnedStep(nn.Module):
 
     def hardened(self) -> TensorQuant:
         """The decision with the learned step."""
-        scale = np.float32(self._start * math.exp(float(self.log_ratio)))
+        scale = np.float32(self._start * math.exp(self.log_ratio.item()))
         bound = np.float32(self._start * math.exp(self._most)) if self._most < 700 else np.inf
         return dataclasses.replace(self._quant, scale=np.asarray(min(scale, bound), np.float32))
 

@@ -1,0 +1,83 @@
+"""Options that several commands share, and the recipe they amount to.
+
+An option that was not given is None: defaults stand in `Recipe` alone.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnxbrecq import Recipe
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+FLOAT = "float"
+
+
+def bits_or_float(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> int | str | None:
+    """A click callback: the number of bits, FLOAT, or None."""
+    if value is None or value == FLOAT:
+        return value
+    try:
+        return int(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither a number of bits nor {FLOAT!r}") from error
+
+
+def common(function: F) -> F:
+    """Adds what every command has: --json, --force, -q and -v."""
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Log, and tracebacks of errors."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+        click.option("--force", is_flag=True, help="Replace existing files."),
+        click.option("--json", type=PATH, metavar="FILE|-", help="The result for machines."),
+    ):
+        function = option(function)
+    return function
+
+
+def measuring(function: F) -> F:
+    """Adds the options of commands that run models on data."""
+    for option in (
+        click.option("--threads", type=int, help="Of torch and onnxruntime; default: all cores."),
+        click.option("--recipe", type=PATH, metavar="FILE.toml", help="These options, and more."),
+        click.option(
+            "--max-drop",
+            type=float,
+            metavar="POINTS",
+            help="Fail with status 3 if top-1 (agreement without labels) drops further.",
+        ),
+        click.option(
+            "-e",
+            "--eval",
+            "evaluation",
+            metavar="SOURCE",
+            help="Labelled evaluation data, as --data; default: STEM.eval.npz beside MODEL.",
+        ),
+        click.option(
+            "-d",
+            "--data",
+            metavar="SOURCE",
+            help="Calibration data: .npz, .npy, a folder of images or of .npy files, or "
+            "module:function; default: STEM.calib.npz beside MODEL.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def recipe_of(file: Path | None, **given: Any) -> Recipe:
+    """The recipe of `file`, if any, in which the options that were given win.
+
+    Raises:
+        RecipeError: an option or a key of the file is unknown or out of range.
+    """
+    overrides = {key: value for key, value in given.items() if value is not None}
+    if overrides.get("activations") == FLOAT:
+        overrides["activations"] = None
+    return Recipe(**overrides) if file is None else Recipe.from_toml(file, **overrides)

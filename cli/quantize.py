@@ -1,0 +1,80 @@
+"""onnxbrecq quantize: float ONNX in, quantized ONNX out."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxbrecq import Recipe
+
+from .command import Command
+from .options import FLOAT, PATH, bits_or_float, common, measuring, recipe_of
+
+_ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
+
+
+@click.command(cls=Command)
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Default: STEM.quant.onnx beside MODEL.")
+@click.option(
+    "-w",
+    "--weights",
+    type=int,
+    metavar="BITS",
+    help=f"2, 3, 4 or 8; default {Recipe.weights}.",
+)
+@click.option(
+    "-a",
+    "--activations",
+    callback=bits_or_float,
+    metavar="BITS",
+    help=f"2, 3, 4, 8 or {FLOAT} (weight-only); default {_ACTIVATIONS}.",
+)
+@click.option(
+    "--first-last",
+    type=int,
+    metavar="BITS",
+    help=f"Of the first and the last weight layer; default {Recipe.first_last}.",
+)
+@click.option("--effort", metavar="fast|balanced|best", help=f"Default {Recipe.effort}.")
+@click.option("--target", metavar="NAME", help=f"The runtime; default {Recipe.target}.")
+@click.option("--seed", type=int, help=f"Of every random choice; default {Recipe.seed}.")
+@click.option("--device", metavar="auto|cpu|cuda", help=f"Default {Recipe.device}.")
+@measuring
+@common
+@click.pass_context
+def quantize(
+    ctx: click.Context,
+    /,
+    *,
+    model: Path,
+    output: Path | None,
+    data: str | None,
+    evaluation: str | None,
+    recipe: Path | None,
+    json: Path | None,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Quantizes MODEL, a float ONNX file, writes it, and validates what was written."""
+    wanted = recipe_of(recipe, **options)
+
+    import onnxbrecq  # noqa: PLC0415 -- torch takes seconds; --help must not wait for it
+
+    from . import progress, render  # noqa: PLC0415 -- likewise rich
+
+    render.claim_json(json, force=force, models=[model, output])
+    with progress.watching(quiet=quiet, verbose=verbose) as watch:
+        result = onnxbrecq.quantize(
+            model,
+            data,
+            wanted,
+            evaluation=evaluation,
+            output=output,
+            force=force,
+            progress=watch,
+        )
+    render.result(result, json, quiet=quiet)
+    render.leave_by_gate(ctx, result)

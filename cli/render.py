@@ -1,0 +1,307 @@
+"""Results for people (rich tables) and for machines (JSON).
+
+Names come from strangers' models, so they are never read as markup, and what a terminal would
+obey is spelt out. Away from a terminal there are no colours, and no width to fold at.
+"""
+
+import json as json_format
+import math
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from onnxbrecq.output import claim, write_atomically
+
+from .command import GATE_NOT_MET, say, shown
+
+if TYPE_CHECKING:
+    from onnxbrecq import Result
+
+Rows = Iterator[tuple[str, str]]
+Json = Mapping[str, Any]
+
+_STDOUT = Path("-")
+_UNFOLDED = 10_000  # columns of what is no terminal: a script sees a name in one piece
+_MOST_NAMES = 8
+_LABEL = 9  # columns, so that tables of different runs line up
+
+
+def claim_json(path: Path | None, *, force: bool, models: Sequence[Path | None]) -> None:
+    """Refuses a --json file that could not, or must not, be written when the work is done.
+
+    Args:
+        path: the file, or None.
+        force: it may be replaced.
+        models: files that the command reads or writes, and that it must not be.
+
+    Raises:
+        UsageError: it is one of the models.
+        OutputError: something else is in the way.
+    """
+    if path is None or path == _STDOUT:
+        return
+    if path.suffix == ".onnx" or path.resolve() in {m.resolve() for m in models if m}:
+        raise click.UsageError(f"--json {path}: is the file of a model; give another")
+    claim(path, force=force, source=None)
+
+
+def result(found: "Result", json: Path | None, *, quiet: bool) -> None:
+    """Shows what a quantization or a validation found out."""
+    _deliver([_pairs(_result_rows(found))], found.as_json(), json, quiet=quiet)
+
+
+def inspection(found: Json, json: Path | None, *, quiet: bool) -> None:
+    """Shows the structure of a model, from the JSON of `inspect`."""
+    parts: list[RenderableType] = [_pairs(_model_rows(found))]
+    columns = ("block", "nodes", "layers", "MACs", "parameters")
+    rows = [
+        (
+            block["name"] + (" (island)" if block["name"] in found["islands"] else ""),
+            str(len(block["nodes"])),
+            str(len(block["weights"])),
+            _count(block["macs"]),
+            _count(block["parameters"]),
+        )
+        for block in found["blocks"]
+    ]
+    parts += _section("Blocks", columns, rows)
+    layers = [
+        (layer["name"], layer["op"], _count(layer["macs"]), _count(layer["parameters"]))
+        for layer in found["layers"]
+    ]
+    parts += _section("Layers", ("layer", "operator", "MACs", "parameters"), layers)
+    floating = [(node["name"], node["op"], node["reason"]) for node in found["float_nodes"]]
+    parts += _section("Stays float", ("node", "operator", "because"), floating)
+    _deliver(parts, found, json, quiet=quiet)
+
+
+def diagnosis(found: Json, json: Path | None, *, quiet: bool) -> None:
+    """Shows what `doctor` found out."""
+    _deliver([_pairs(_doctor_rows(found))], found, json, quiet=quiet)
+
+
+def leave_by_gate(ctx: click.Context, found: "Result") -> None:
+    """Ends the command with status 3 if the gate was not met, naming the figure."""
+    if found.gate.met is False:
+        say(f"gate not met: {found.gate.reason}")
+        ctx.exit(GATE_NOT_MET)
+
+
+def as_text(parts: Sequence[RenderableType], console: Console) -> str:
+    """`parts` as `console` shows them, without the blanks that end a line."""
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    return "\n".join(line.rstrip() for line in captured.get().split("\n"))
+
+
+def as_json(value: object) -> str:
+    """Strict JSON; what is not finite, which JSON cannot say, is null."""
+    return json_format.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def _deliver(
+    parts: Sequence[RenderableType], data: object, json: Path | None, *, quiet: bool
+) -> None:
+    """The table on stdout and JSON where it was asked for; JSON on stdout moves the table."""
+    if json == _STDOUT:
+        _write(sys.stdout, as_json(data))
+        if not quiet:
+            _write(sys.stderr, as_text(parts, _console(sys.stderr)))
+        return
+    if json is not None:
+        write_atomically(json, as_json(data).encode())
+    _write(sys.stdout, as_text(parts, _console(sys.stdout)))
+
+
+def _console(stream: TextIO) -> Console:
+    if stream.isatty():
+        return Console(file=stream, highlight=False)
+    return Console(file=stream, highlight=False, color_system=None, width=_UNFOLDED)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Writes `text`; a reader who has left (`| head`) does not change how the command ends."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # The interpreter flushes the stream once more at its end; now that goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _pairs(rows: Rows) -> Table:
+    """Two columns: what, and its value."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style="bold", no_wrap=True, min_width=_LABEL)
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        table.add_row(Text(label), Text(shown(value)))
+    return table
+
+
+def _section(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> list[RenderableType]:
+    """A titled table below a blank line; nothing if there are no rows."""
+    if not rows:
+        return []
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="left")
+    for row in rows:
+        table.add_row(*(Text(shown(cell)) for cell in row))
+    return [Padding(Text(title, style="bold underline"), (1, 0, 0, 0)), table]
+
+
+def _result_rows(found: "Result") -> Rows:
+    before, after = found.model.size_bytes, found.output.size_bytes
+    yield "model", found.model.path
+    yield (
+        "size",
+        f"{_bytes(before)} -> {_bytes(after)} ({100 * after / before:.1f} %, "
+        f"{before / after:.2f}x smaller)",
+    )
+    if found.weights_mean_bits is not None and found.activations_mean_bits is not None:
+        yield (
+            "mean bits",
+            f"weights {found.weights_mean_bits:.2f}, "
+            f"layer inputs {found.activations_mean_bits:.2f}",
+        )
+    yield from _quality_rows(found)
+    yield from _execution_rows(found)
+    if found.gate.met is not None:
+        asked = ", ".join(f"{key} {value:g}" for key, value in found.gate.asked.items())
+        yield "gate", f"{'met' if found.gate.met else 'not met'} ({asked})"
+    if found.blocks:
+        yield "blocks", _reconstructed(found)
+    yield "time", f"{found.total_seconds:.1f} s"
+    yield "memory", f"{_bytes(found.peak_bytes)} at most"
+    yield "output", found.output.path
+    for block in found.blocks:
+        if block.note:
+            yield "note", f"block {block.name}: {block.note}"
+    for note in found.notes:
+        yield "note", note
+
+
+def _quality_rows(found: "Result") -> Rows:
+    accuracy, fidelity, parity = found.accuracy, found.fidelity, found.parity
+    if accuracy is not None:
+        low, high = accuracy.interval_95
+        yield (
+            "accuracy",
+            f"{accuracy.metric} {accuracy.float:.2f} % -> {accuracy.quantized:.2f} %, "
+            f"drop {accuracy.drop:.2f} points (95 %: {low:.2f} to {high:.2f}; "
+            f"{accuracy.samples} samples)",
+        )
+    if fidelity is not None:
+        agreement = (
+            "" if fidelity.agreement is None else f"top-1 agreement {fidelity.agreement:.2f} %, "
+        )
+        yield (
+            "fidelity",
+            f"{agreement}SQNR {fidelity.sqnr_db:.1f} dB ({fidelity.samples} samples)",
+        )
+    if parity is not None and parity.mismatched_fraction is not None:
+        yield (
+            "parity",
+            f"{100 * parity.mismatched_fraction:.2f} % of the outputs differ between optimised "
+            f"and unoptimised sessions, by {parity.max_steps} steps at most",
+        )
+
+
+def _execution_rows(found: "Result") -> Rows:
+    for execution in found.execution:
+        floating = f"; float: {_names(execution.float_nodes)}" if execution.float_nodes else ""
+        yield (
+            "kernels",
+            f"{100 * execution.integer_macs_fraction:.1f} % of the MACs in integer kernels of "
+            f"{execution.provider}{floating}",
+        )
+        if execution.speedup is not None:
+            yield (
+                "latency",
+                f"{execution.float_latency_ms:.3g} ms -> {execution.latency_ms:.3g} ms a sample, "
+                f"{execution.speedup:.2f}x as fast",
+            )
+
+
+def _reconstructed(found: "Result") -> str:
+    better = [block for block in found.blocks if block.loss_after < block.loss_before]
+    text = f"{len(better)} of {len(found.blocks)} improved by reconstruction"
+    if not better:
+        return text
+    ratio = statistics.median(block.loss_after / block.loss_before for block in better)
+    return f"{text}, their loss to {100 * ratio:.0f} % (median)"
+
+
+def _model_rows(found: Json) -> Rows:
+    model = found["model"]
+    yield "model", f"{model['path']}, opset {model['opset']}, {_bytes(model['size_bytes'])}"
+    for kind in ("inputs", "outputs"):
+        for name, shape in model[kind].items():
+            dims = ", ".join("any" if dim is None else str(dim) for dim in shape)
+            yield kind.removesuffix("s"), f"{name} [{dims}]"
+    blocks, layers = found["blocks"], found["layers"]
+    yield "structure", f"{len(blocks)} blocks, {len(layers)} weight layers"
+    yield "MACs", f"{_count(sum(layer['macs'] for layer in layers))} per sample"
+    yield "parameters", _count(sum(layer["parameters"] for layer in layers))
+    for note in model["notes"]:
+        yield "note", note
+
+
+def _doctor_rows(found: Json) -> Rows:
+    processor, runtime = found["processor"], found["onnxruntime"]
+    yield "system", f"{found['platform']}, Python {found['python']}"
+    yield "processor", f"{processor['name']}, {processor['cores']} cores"
+    yield "features", " ".join(processor["features"]) or "none that matter"
+    yield (
+        "onnxruntime",
+        f"{runtime['version']}, opset up to {runtime['max_opset']}, {_names(runtime['providers'])}",
+    )
+    for name, version in found["packages"].items():
+        if name != "onnxruntime":
+            yield name, version or "not installed"
+    for name, able in found["capabilities"].items():
+        yield name.replace("_", " "), "yes" if able else "no"
+    for problem in found["problems"]:
+        yield "problem", f"{problem['what']}: {problem['do']}"
+    if not found["problems"]:
+        yield "problems", "none"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,99 @@
+"""Post-training quantization of ONNX models by block reconstruction.
+
+    import onnxbrecq
+    result = onnxbrecq.quantize("model.onnx", "calibration.npz")
+
+Names are imported when they are first used, so that `import onnxbrecq` loads neither torch nor
+onnxruntime.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxbrecq.data.dataset import Dataset
+    from onnxbrecq.errors import (
+        DataError,
+        EmissionError,
+        ModelError,
+        OnnxbrecqError,
+        OutputError,
+        PlanError,
+        RecipeError,
+    )
+    from onnxbrecq.graph.inspection import inspect
+    from onnxbrecq.pipeline import quantize, validate
+    from onnxbrecq.plan import QuantPlan
+    from onnxbrecq.recipe import Recipe
+    from onnxbrecq.report.result import Result
+    from onnxbrecq.runtime.doctor import doctor
+
+    __version__: str
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "EmissionError",
+    "ModelError",
+    "OnnxbrecqError",
+    "OutputError",
+    "PlanError",
+    "QuantPlan",
+    "Recipe",
+    "RecipeError",
+    "Result",
+    "__version__",
+    "doctor",
+    "inspect",
+    "quantize",
+    "validate",
+]
+
+_HOMES = {
+    "DataError": "onnxbrecq.errors",
+    "Dataset": "onnxbrecq.data.dataset",
+    "EmissionError": "onnxbrecq.errors",
+    "ModelError": "onnxbrecq.errors",
+    "OnnxbrecqError": "onnxbrecq.errors",
+    "OutputError": "onnxbrecq.errors",
+    "PlanError": "onnxbrecq.errors",
+    "QuantPlan": "onnxbrecq.plan",
+    "Recipe": "onnxbrecq.recipe",
+    "RecipeError": "onnxbrecq.errors",
+    "Result": "onnxbrecq.report.result",
+    "doctor": "onnxbrecq.runtime.doctor",
+    "inspect": "onnxbrecq.graph.inspection",
+    "quantize": "onnxbrecq.pipeline",
+    "validate": "onnxbrecq.pipeline",
+}
+
+
+class _Package(ModuleType):
+    """This package: its name `validate` is the function, not the subpackage.
+
+    Python binds a subpackage to its name in the parent when it is first imported, which would
+    hide the function from whoever comes later (test_validate_is_the_function).
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("onnxbrecq")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,155 @@
+"""Whether arrays are what the graph's inputs take: names, types, shapes, values, counts."""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxbrecq.data.arrays import Array
+from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.errors import DataError
+from onnxbrecq.graph.model import Model
+
+_CHUNK = 64  # samples looked at together for NaN, so that the mask stays small
+
+
+def checked(
+    model: Model, arrays: Mapping[str, Array], labels: Array | None, origin: str
+) -> Dataset:
+    """The data set of `arrays`, one for each input of `model`.
+
+    Args:
+        model: whose inputs the arrays are for.
+        arrays: input name → [samples, ...].
+        labels: [samples], or None.
+        origin: what the user called the data.
+
+    Raises:
+        DataError: an array is missing or does not fit its input, or the labels do not fit.
+    """
+    check_names(model, arrays, origin)
+    for name in model.inputs:
+        _check_type(model, name, arrays[name].dtype, origin)
+        _check_shape(model, name, arrays[name].shape, origin)
+    inputs = {name: np.ascontiguousarray(arrays[name]) for name in model.inputs}
+    counts = {name: len(array) for name, array in inputs.items()}
+    if len(set(counts.values())) > 1:
+        raise DataError(f"{origin}: the arrays hold different numbers of samples: {counts}")
+    samples = next(iter(counts.values()))
+    if samples == 0:
+        raise DataError(f"{origin}: holds no samples; give at least one")
+    for name, array in inputs.items():
+        _check_finite(name, array, origin)
+    return Dataset(inputs, None if labels is None else _labels(labels, samples, origin), origin)
+
+
+def check_names(model: Model, found: Collection[str], origin: str) -> None:
+    """Refuses data that lacks an array under the exact name of each graph input.
+
+    Raises:
+        DataError: names what is wanted and what was found.
+    """
+    if not model.inputs:
+        raise DataError(f"{origin}: the model has no inputs, so no data fits it")
+    missing = [name for name in model.inputs if name not in found]
+    if missing:
+        raise DataError(
+            f"{origin}: has no array {missing[0]!r}; wanted: {list(model.inputs)}, "
+            f"found: {sorted(found)}; save the arrays under the names of the model's inputs"
+        )
+
+
+def only_input(model: Model, origin: str) -> str:
+    """The name of the one graph input.
+
+    Raises:
+        DataError: there are several, so that an array without a name fits none.
+    """
+    if len(model.inputs) != 1:
+        raise DataError(
+            f"{origin}: holds arrays without names, but the model has the inputs "
+            f"{list(model.inputs)}; give an .npz with an array for each"
+        )
+    return model.inputs[0]
+
+
+def input_type(model: Model, name: str) -> np.dtype[np.generic]:
+    """The numpy type of a graph input.
+
+    Raises:
+        DataError: it is no tensor of numbers.
+    """
+    kind = model.dtypes.get(name, 0)
+    if kind in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+        raise DataError(f"the model's input {name!r} is not a tensor of numbers: not supported")
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+
+
+def _check_type(model: Model, name: str, found: np.dtype[np.generic], origin: str) -> None:
+    wanted = input_type(model, name)
+    if found != wanted:
+        raise DataError(
+            f"{origin}: array {name!r} is {found}, but the model's input is {wanted}; "
+            f"convert it: array.astype({str(wanted)!r})"
+        )
+
+
+def _check_shape(model: Model, name: str, found: tuple[int, ...], origin: str) -> None:
+    wanted = model.shapes.get(name)
+    if wanted is None:
+        wanted = (None,) * max(len(found), 1)
+    if not wanted:
+        raise DataError(
+            f"the model's input {name!r} is a scalar, so that samples cannot lie along its axis 0; "
+            "make it a constant of the model"
+        )
+    if wanted[0] not in (None, 1):
+        raise DataError(
+            f"the model's input {name!r} takes exactly {wanted[0]} samples at a time; export the "
+            "model with a free batch dimension, or with batch 1"
+        )
+    fits = len(found) == len(wanted) and all(
+        want in (None, have) for have, want in zip(found[1:], wanted[1:], strict=True)
+    )
+    if not fits:
+        raise DataError(
+            f"{origin}: array {name!r} has shape {_shape(found)}, but the model's input is "
+            f"{_shape(('samples', *wanted[1:]))}"
+        )
+
+
+def _check_finite(name: str, array: Array, origin: str) -> None:
+    if array.dtype.kind in "iub":
+        return
+    for start in range(0, len(array), _CHUNK):
+        part = array[start : start + _CHUNK]
+        finite = np.isfinite(part).reshape(len(part), -1).all(axis=1)
+        if not finite.all():
+            first = start + int(np.argmin(finite))
+            raise DataError(
+                f"{origin}: array {name!r} holds NaN or infinite values, first in sample {first}; "
+                "repair or remove that sample"
+            )
+
+
+def _labels(labels: Array, samples: int, origin: str) -> NDArray[np.int64]:
+    """The labels as int64 [samples]."""
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"{origin}: labels are {labels.dtype}; give integer class indices")
+    if labels.shape != (samples,):
+        raise DataError(
+            f"{origin}: labels have shape {_shape(labels.shape)} for {samples} samples; "
+            "give one class index for each sample"
+        )
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most > np.iinfo(np.int64).max:
+        raise DataError(
+            f"{origin}: labels run from {least} to {most}; class indices start at 0, and samples "
+            "without a class have to be left out"
+        )
+    return labels.astype(np.int64)
+
+
+def _shape(dims: tuple[object, ...]) -> str:
+    return "[" + ", ".join("any" if dim is None else str(dim) for dim in dims) + "]"

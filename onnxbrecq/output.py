@@ -1,0 +1,67 @@
+"""Where results are written: claimed before the work starts, and written whole or not at all."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from onnxbrecq.errors import OutputError
+
+
+def claim(path: Path, *, force: bool, source: Path | None) -> None:
+    """Refuses a `path` that could not, or must not, be written when the work is done.
+
+    Args:
+        path: the file to be written.
+        force: an existing file may be replaced.
+        source: the file that is read, which is never replaced; None: there is none.
+
+    Raises:
+        OutputError: says what is in the way.
+    """
+    with _telling(path):
+        if path.is_dir():
+            raise OutputError(f"{path} is a directory; give the path of a file")
+        if source and path.exists() and source.exists() and path.samefile(source):
+            raise OutputError(f"{path} is the input itself; give another path")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is not a regular file; give another path")
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists already; pass --force to replace it")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: {path.parent} is no directory; make it, or give another")
+        temporary = _temporary(path)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes `data` under another name in the same folder, and renames it to `path` when whole.
+
+    Raises:
+        OutputError: it cannot be written, say on a full disk; then nothing is left behind.
+    """
+    temporary = _temporary(path)
+    with _telling(path):
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A new name in the folder of `path`; short, as that of `path` may be as long as names get."""
+    return path.with_name(f".onnxbrecq-{secrets.token_hex(6)}.tmp")
+
+
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
