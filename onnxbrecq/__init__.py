@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from onnxbrecq.graph.inspection import inspect
     from onnxbrecq.pipeline import quantize, validate
     from onnxbrecq.plan import QuantPlan
-    from onnxbrecq.recipe import Recipe
+    from onnxbrecq.recipe import Preprocess, Recipe, Reconstruction
     from onnxbrecq.report.result import Result
     from onnxbrecq.runtime.doctor import doctor
 
@@ -40,9 +40,11 @@ __all__ = [
     "OnnxbrecqError",
     "OutputError",
     "PlanError",
+    "Preprocess",
     "QuantPlan",
     "Recipe",
     "RecipeError",
+    "Reconstruction",
     "Result",
     "__version__",
     "doctor",
@@ -59,9 +61,11 @@ _HOMES = {
     "OnnxbrecqError": "onnxbrecq.errors",
     "OutputError": "onnxbrecq.errors",
     "PlanError": "onnxbrecq.errors",
+    "Preprocess": "onnxbrecq.recipe",
     "QuantPlan": "onnxbrecq.plan",
     "Recipe": "onnxbrecq.recipe",
     "RecipeError": "onnxbrecq.errors",
+    "Reconstruction": "onnxbrecq.recipe",
     "Result": "onnxbrecq.report.result",
     "doctor": "onnxbrecq.runtime.doctor",
     "inspect": "onnxbrecq.graph.inspection",

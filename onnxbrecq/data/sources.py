@@ -195,7 +195,7 @@ def _called(source: str, model: Model) -> _Read:
     parts: dict[str, list[Array]] = {}
     held = 0
     try:
-        for item in _items(function()):
+        for item in _items(function(), source):
             for name, array in _feed(item, model, source).items():
                 held += array.nbytes
                 parts.setdefault(name, []).append(array)
@@ -230,14 +230,14 @@ def _imported(source: str) -> Callable[[], object]:
     return function  # type: ignore[no-any-return]
 
 
-def _items(returned: object) -> Iterable[object]:
+def _items(returned: object, source: str) -> Iterable[object]:
     if isinstance(returned, Mapping):
         return [returned]
     if isinstance(returned, Iterable):
         return returned
     raise DataError(
-        f"it returned {type(returned).__name__}; return an iterable of arrays, or of dicts by "
-        "input name"
+        f"{source}: returned {type(returned).__name__}; return an iterable of arrays, or of dicts "
+        "by input name"
     )
 
 

@@ -7,6 +7,7 @@ import onnx
 import onnx.parser
 import pytest
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from onnxbrecq_cli.main import main
 
 MODEL = """
@@ -18,7 +19,7 @@ net (float[N, 3, 8, 8] image) => (float[N, 4] logits) {
     [act2] s = Relu (d)
     [pool] p = GlobalAveragePool (s)
     [flat] f = Flatten (p)
-    [head] logits = Gemm <transB = 1> (f, w3)
+    [head] logits = Gemm <transB = 1> (f, w3, b3)
 }
 """
 SHAPES = {"w1": (6, 3, 3, 3), "w2": (6, 6, 3, 3), "w3": (4, 6)}
@@ -65,9 +66,13 @@ def model(tmp_path: Path) -> Path:
     for name, shape in SHAPES.items():
         weight = rng.normal(0, 0.4, shape).astype(np.float32)
         proto.graph.initializer.append(numpy_helper.from_array(weight, name))
+    images = rng.normal(0, 1, (32, 3, 8, 8)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(4, np.float32), "b3"))
+    # Without a mean of their own the logits have each class win sometimes.
+    (logits,) = ReferenceEvaluator(proto).run(None, {"image": images})
+    proto.graph.initializer[-1].CopyFrom(numpy_helper.from_array(-logits.mean(0), "b3"))
     path = tmp_path / "net.onnx"
     onnx.save(proto, path)
-    images = rng.normal(0, 1, (32, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "net.calib.npz", image=images)
     np.savez(tmp_path / "net.eval.npz", image=images, labels=rng.integers(0, 4, 32))
     return path

@@ -98,7 +98,7 @@ def test_force_replaces_the_output(model: Path, recipe: Path, run: Run) -> None:
 
 
 def test_a_gate_that_is_not_met_exits_with_3(model: Path, recipe: Path, run: Run) -> None:
-    """Nothing measures a drop on a model whose output is no class scores: never met."""
+    """Judged by agreement, as there are no labels; two bits everywhere cannot keep it."""
     model.with_name("net.eval.npz").unlink()
     done = run("quantize", model, "-q", "--recipe", recipe, "-w", "2", "-a", "2",
                "--first-last", "2", "--max-drop", "0", "--json", "-")  # fmt: skip
@@ -106,6 +106,7 @@ def test_a_gate_that_is_not_met_exits_with_3(model: Path, recipe: Path, run: Run
     assert done.status == 3
     assert gate["met"] is False
     assert gate["reason"] in done.error
+    assert "agreement" in done.error
 
 
 def test_a_gate_that_is_met_exits_with_0(model: Path, recipe: Path, run: Run) -> None:

@@ -1,0 +1,313 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onnxbrecq.data import arrays
+from onnxbrecq.data.sources import calibration, evaluation
+from onnxbrecq.errors import DataError
+from onnxbrecq.graph.model import Model
+from onnxbrecq.recipe import Preprocess
+
+PLAIN = Preprocess(scale=1)
+
+
+def samples(count: int = 5, seed: int = 0) -> np.ndarray:
+    """[count, 3, 4, 6], what `single` takes."""
+    return np.random.default_rng(seed).normal(size=(count, 3, 4, 6)).astype(np.float32)
+
+
+# .npz and .npy
+
+
+def test_npz_by_input_name(tmp_path: Path, pair: Model) -> None:
+    x, ids = np.ones((4, 9, 2), np.float32), np.arange(12).reshape(4, 3)
+    np.savez(tmp_path / "d.npz", ids=ids, x=x)
+    data = calibration(str(tmp_path / "d.npz"), pair, None)
+    assert np.array_equal(data.inputs["x"], x)
+    assert np.array_equal(data.inputs["ids"], ids)
+    assert data.origin == str(tmp_path / "d.npz")
+
+
+def test_labels_are_read_for_evaluation_only(tmp_path: Path, single: Model) -> None:
+    source = str(tmp_path / "d.npz")
+    np.savez(source, image=samples(), labels=np.arange(5))
+    found = evaluation(source, single, None)
+    assert found is not None
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 1, 2, 3, 4]
+    assert calibration(source, single, None).labels is None
+
+
+def test_an_array_under_another_name_is_not_taken(tmp_path: Path, single: Model) -> None:
+    np.savez(tmp_path / "d.npz", data=samples(), labels=np.arange(5))
+    says = r"no array 'image'; wanted: \['image'\], found: \['data', 'labels'\]"
+    with pytest.raises(DataError, match=says):
+        calibration(str(tmp_path / "d.npz"), single, None)
+
+
+def test_boxes_are_refused_rather_than_ignored(tmp_path: Path, single: Model) -> None:
+    np.savez(tmp_path / "d.npz", image=samples(), boxes=np.ones((3, 4)))
+    with pytest.raises(DataError, match="detection metrics are not in this version"):
+        evaluation(str(tmp_path / "d.npz"), single, None)
+
+
+def test_npy(tmp_path: Path, single: Model) -> None:
+    np.save(tmp_path / "d.npy", samples())
+    data = calibration(str(tmp_path / "d.npy"), single, None)
+    assert np.array_equal(data.inputs["image"], samples())
+
+
+def test_an_array_without_a_name_fits_no_model_with_two_inputs(tmp_path: Path, pair: Model) -> None:
+    np.save(tmp_path / "d.npy", samples())
+    with pytest.raises(DataError, match=r"has the inputs \['x', 'ids'\]"):
+        calibration(str(tmp_path / "d.npy"), pair, None)
+
+
+# Beside the model
+
+
+def test_data_beside_the_model_is_found(tmp_path: Path, single: Model) -> None:
+    np.savez(tmp_path / "single.calib.npz", image=samples(4))
+    np.savez(tmp_path / "single.eval.npz", image=samples(6), labels=np.zeros(6, np.int64))
+    found = evaluation(None, single, None)
+    assert found is not None
+    assert (len(calibration(None, single, None)), len(found)) == (4, 6)
+
+
+def test_no_data_says_what_was_looked_for_and_what_to_pass(single: Model) -> None:
+    with pytest.raises(DataError, match=r"single\.calib\.npz .*pass .*module:function with -d"):
+        calibration(None, single, None)
+    assert evaluation(None, single, None) is None
+
+
+@pytest.mark.parametrize("source", ["nowhere.npz", "nowhere", "a:b:c", ""])
+def test_a_source_that_is_not_there(single: Model, source: str, tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for read in (calibration, evaluation):
+        with pytest.raises(DataError, match=r"no such file|neither images"):
+            read(source, single, None)
+
+
+def test_a_file_of_another_kind(tmp_path: Path, single: Model) -> None:
+    (tmp_path / "d.csv").write_text("1,2,3")
+    with pytest.raises(DataError, match=r"d\.csv: is no data that can be read; give an \.npz"):
+        calibration(str(tmp_path / "d.csv"), single, None)
+
+
+# Folders
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "pictures"
+    path.mkdir()
+    return path
+
+
+def fill(folder: Path, names: list[str]) -> np.ndarray:
+    """Images of 4 x 6 in `folder`; their pixels [len(names), 3, 4, 6]."""
+    pixels = np.random.default_rng(0).integers(0, 256, (len(names), 4, 6, 3), np.uint8)
+    for name, image in zip(names, pixels, strict=True):
+        Image.fromarray(image).save(folder / name)
+    return pixels.transpose(0, 3, 1, 2)
+
+
+def test_a_folder_of_images_in_the_order_of_names(folder: Path, single: Model) -> None:
+    pixels = fill(folder, ["b.png", "a.PNG", "c.bmp"])
+    (folder / ".hidden.png").write_text("no image")
+    (folder / "notes.md").write_text("no image")
+    data = calibration(str(folder), single, PLAIN)
+    assert np.array_equal(data.inputs["image"], pixels[[1, 0, 2]].astype(np.float32))
+
+
+def test_images_need_to_be_told_how(folder: Path, single: Model) -> None:
+    fill(folder, ["a.png"])
+    with pytest.raises(DataError, match=r"images need \[data.preprocess\] in a recipe"):
+        calibration(str(folder), single, None)
+
+
+def test_images_that_do_not_fit_the_input(folder: Path, single: Model) -> None:
+    fill(folder, ["a.png"])
+    with pytest.raises(DataError, match=r"shape \[1, 3, 2, 2\].*\[samples, 3, 4, 6\]"):
+        calibration(str(folder), single, Preprocess(resize=(2, 2)))
+
+
+def test_a_folder_of_images_for_a_uint8_input(folder: Path, bytes_in: Model) -> None:
+    pixels = fill(folder, ["a.png", "b.png"])
+    data = calibration(str(folder), bytes_in, Preprocess(scale=1, layout="NHWC"))
+    assert np.array_equal(data.inputs["pixels"], pixels.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("place", ["pictures/labels.txt", "pictures_labels.txt"])
+def test_labels_of_a_folder(folder: Path, single: Model, place: str) -> None:
+    fill(folder, ["a b.png", "c.png"])
+    (folder.parent / place).write_text("c.png 7\n\na b.png\t3\nnot_here.png 1\n")
+    data = evaluation(str(folder), single, PLAIN)
+    assert data is not None
+    assert data.labels is not None
+    assert data.labels.tolist() == [3, 7]
+
+
+def test_labels_beside_a_folder_given_relatively(
+    folder: Path, single: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(folder, ["a.png"])
+    (folder.parent / "pictures_labels.txt").write_text("a.png 2\n")
+    monkeypatch.chdir(folder)
+    data = evaluation(".", single, PLAIN)
+    assert data is not None
+    assert data.labels is not None
+    assert data.labels.tolist() == [2]
+
+
+def test_a_folder_without_labels_is_evaluated_without(folder: Path, single: Model) -> None:
+    fill(folder, ["a.png"])
+    data = evaluation(str(folder), single, PLAIN)
+    assert data is not None
+    assert data.labels is None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a.png 1\n", r"no line for 'b\.png' \(1 of 2 files"),
+        ("a.png cat\n", "line 1: want `name label`"),
+        ("a.png 1\nb.png\n", "line 2: want `name label`"),
+        ("a.png 1\nb.png -1\n", "line 2: want `name label`"),
+        ("a.png 1\nb.png 2\na.png 3\n", r"line 3: 'a\.png' has two different labels"),
+    ],
+    ids=["missing", "word", "no-label", "negative", "contradiction"],
+)
+def test_labels_that_cannot_be_used(folder: Path, single: Model, text: str, says: str) -> None:
+    fill(folder, ["a.png", "b.png"])
+    (folder / "labels.txt").write_text(text)
+    with pytest.raises(DataError, match=rf"labels\.txt: .*{says}"):
+        evaluation(str(folder), single, PLAIN)
+
+
+def test_a_folder_of_arrays_that_are_samples_or_batches(folder: Path, single: Model) -> None:
+    wanted = samples(4)
+    np.save(folder / "a.npy", wanted[0])
+    np.save(folder / "b.npy", wanted[1:3])
+    np.save(folder / "c.npy", wanted[3:])
+    data = calibration(str(folder), single, None)
+    assert np.array_equal(data.inputs["image"], wanted)
+
+
+def test_arrays_of_a_folder_that_are_not_alike(folder: Path, single: Model) -> None:
+    np.save(folder / "a.npy", samples()[0])
+    np.save(folder / "b.npy", samples()[0, :, :2])
+    with pytest.raises(DataError, match=r"b\.npy: samples are float32 \[3, 2, 6\], but those of a"):
+        calibration(str(folder), single, None)
+
+
+def test_a_folder_is_bounded(folder: Path, single: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(4):
+        np.save(folder / f"{index}.npy", samples()[0])
+    monkeypatch.setattr(arrays, "_MOST_BYTES", 3 * samples()[0].nbytes)
+    with pytest.raises(DataError, match="pictures: its arrays would take"):
+        calibration(str(folder), single, None)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [([], "neither images nor"), (["a.png", "b.npy"], "both images and")],
+    ids=["empty", "mixed"],
+)
+def test_a_folder_of_no_one_kind(folder: Path, single: Model, names: list[str], says: str) -> None:
+    for name in names:
+        (folder / name).touch()
+    with pytest.raises(DataError, match=f"pictures: holds {says}"):
+        calibration(str(folder), single, PLAIN)
+
+
+# module:function
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A module in the working folder with the function `feed`, whose body is the parameter."""
+    name = re.sub(r"\W", "_", request.node.name)
+    body = "\n".join(f"    {line}" for line in request.param.splitlines())
+    (tmp_path / f"{name}.py").write_text(f"import numpy as np\ndef feed():\n{body}\nnumber = 3\n")
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+ARRAYS = "x = np.ones((3, 4, 6), np.float32)"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        f"{ARRAYS}\nreturn [x, x, x]",
+        f"{ARRAYS}\nreturn [x[np.newaxis], np.stack([x, x])]",
+        f"{ARRAYS}\nreturn np.stack([x, x, x])",
+        f"{ARRAYS}\nfor _ in range(3):\n    yield {{'image': x}}",
+        f"{ARRAYS}\nreturn {{'image': np.stack([x, x, x])}}",
+    ],
+    ids=["samples", "batches", "array", "generator-of-feeds", "one-feed"],
+    indirect=True,
+)
+def test_a_function_gives_samples_or_batches(single: Model, module: str) -> None:
+    data = calibration(f"{module}:feed", single, None)
+    assert np.array_equal(data.inputs["image"], np.ones((3, 3, 4, 6), np.float32))
+    assert data.origin == f"{module}:feed"
+
+
+@pytest.mark.parametrize(
+    "module", [f"{ARRAYS}\nreturn [{{'image': x, 'labels': i}} for i in (4, 2)]"], indirect=True
+)
+def test_a_function_gives_labels(single: Model, module: str) -> None:
+    data = evaluation(f"{module}:feed", single, None)
+    assert data is not None
+    assert data.labels is not None
+    assert data.labels.tolist() == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("raise KeyError('lost')", "raised KeyError: 'lost'"),
+        ("return 3", "returned int"),
+        ("return []", "returned no samples"),
+        ("return ['text']", "shape|<U4"),
+        (f"{ARRAYS}\nreturn [{{'picture': x}}]", r"wanted: \['image'\], found: \['picture'\]"),
+        (f"{ARRAYS}\nreturn [x, x[:1]]", "yields 'image' as .* and .*alike"),
+        (f"{ARRAYS}\nreturn [x.astype(float)]", "is float64, but the model's input is float32"),
+    ],
+    ids=["raises", "no-iterable", "nothing", "text", "name", "unlike", "type"],
+    indirect=["module"],
+)
+def test_a_function_that_does_not_fit(single: Model, module: str, says: str) -> None:
+    with pytest.raises(DataError, match=rf"{module}:feed: .*({says})"):
+        calibration(f"{module}:feed", single, None)
+
+
+@pytest.mark.parametrize("module", ["return []"], indirect=True)
+def test_a_function_that_is_not_there(single: Model, module: str) -> None:
+    with pytest.raises(DataError, match="has no function 'food'"):
+        calibration(f"{module}:food", single, None)
+    with pytest.raises(DataError, match="has no function 'number'"):
+        calibration(f"{module}:number", single, None)
+
+
+def test_a_module_that_cannot_be_imported(single: Model) -> None:
+    with pytest.raises(DataError, match=r"'no_such_module' cannot be imported \(ModuleNotFound"):
+        calibration("no_such_module:feed", single, None)
+
+
+@pytest.mark.parametrize(
+    "module", [f"{ARRAYS}\nwhile True:\n    yield x"], ids=["endless"], indirect=True
+)
+def test_an_endless_generator_is_bounded(
+    single: Model, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "_MOST_BYTES", 100_000)
+    with pytest.raises(DataError, match="give fewer samples"):
+        calibration(f"{module}:feed", single, None)
