@@ -4,6 +4,7 @@ Names come from strangers' models, so they are never read as markup, and what a 
 obey is spelt out. Away from a terminal there are no colours, and no width to fold at.
 """
 
+import io
 import json as json_format
 import math
 import os
@@ -19,6 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from onnxbrecq.errors import OutputError
 from onnxbrecq.output import claim, write_atomically
 
 from .command import GATE_NOT_MET, say, shown
@@ -124,19 +126,26 @@ def _deliver(
 
 
 def _console(stream: TextIO) -> Console:
+    """How `stream` shows things. It does not write there: `_write` does, and minds its errors."""
     if stream.isatty():
-        return Console(file=stream, highlight=False)
-    return Console(file=stream, highlight=False, color_system=None, width=_UNFOLDED)
+        return Console(file=io.StringIO(), highlight=False, force_terminal=True)
+    return Console(file=io.StringIO(), highlight=False, color_system=None, width=_UNFOLDED)
 
 
 def _write(stream: TextIO, text: str) -> None:
-    """Writes `text`; a reader who has left (`| head`) does not change how the command ends."""
+    """Writes `text`; a reader who has left (`| head`) does not change how the command ends.
+
+    Raises:
+        OutputError: the stream leads to a full disk, say.
+    """
     try:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
         # The interpreter flushes the stream once more at its end; now that goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError as error:
+        raise OutputError(f"{stream.name}: cannot be written: {error.strerror}") from error
 
 
 def _pairs(rows: Rows) -> Table:

@@ -7,12 +7,15 @@
 where a gradient is needed; a test holds the two equal.
 """
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxbrecq.plan import QType, TensorQuant
 
 Array = NDArray[np.float32]
+_T = TypeVar("_T", bound=np.generic)
 
 _SHRINKS = np.linspace(1.0, 0.2, 81, dtype=np.float32)  # candidate fractions of the full range
 
@@ -26,7 +29,7 @@ def offsets(qtype: QType, zero_point: NDArray[np.int32]) -> NDArray[np.int32]:
     return zero_point
 
 
-def along(vector: NDArray[np.generic], axis: int | None, ndim: int) -> NDArray[np.generic]:
+def along(vector: NDArray[_T], axis: int | None, ndim: int) -> NDArray[_T]:
     """`vector` [C] reshaped to broadcast along `axis` of a tensor with `ndim` dimensions."""
     if axis is None:
         return vector.reshape(())
@@ -42,7 +45,7 @@ def quantize(values: Array, quant: TensorQuant) -> NDArray[np.uint8]:
 
 
 def integers(levels: NDArray[np.uint8], quant: TensorQuant) -> NDArray[np.int32]:
-    """step * level - offset: the integers that an integer kernel multiplies."""
+    """The integers that an integer kernel multiplies: step * level - offset."""
     offset = along(offsets(quant.qtype, quant.zero_point), quant.axis, levels.ndim)
     return levels.astype(np.int32) * quant.qtype.step - offset.astype(np.int32)
 
@@ -89,9 +92,7 @@ def _rows(weight: Array, axis: int | None) -> Array:
     return np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
 
 
-def _candidate(
-    rows: Array, qtype: QType, shrink: np.float32
-) -> tuple[Array, NDArray[np.int32]]:
+def _candidate(rows: Array, qtype: QType, shrink: np.float32) -> tuple[Array, NDArray[np.int32]]:
     """Scale and zero point of each row for its range times `shrink`."""
     low = np.minimum(rows.min(axis=1), 0) * shrink
     high = np.maximum(rows.max(axis=1), 0) * shrink

@@ -6,9 +6,11 @@ Runtime's own arithmetic; and whether it got better is judged there too: a block
 keeps its former decisions.
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +33,33 @@ from onnxbrecq.report.result import BlockFacts
 from onnxbrecq.runtime.cache import ActivationCache
 from onnxbrecq.runtime.session import Session, run_batches
 
-Arrays = dict[str, NDArray[np.float32]]
+Arrays = Mapping[str, NDArray[Any]]  # float32, but for token ids and the like
 
 _FISHER_SAMPLES = 256
 _RUN_BATCH = 32
-_SAME = 1e-3  # relative RMS error up to which torch and onnxruntime compute the same float block
+_PROBES = 4  # samples on which torch and onnxruntime must agree about a float block
+_SAME = 1e-6  # their largest squared error relative to the energy: float32 sums of some 10^4 terms
+
+
+@dataclass(frozen=True)
+class Task:
+    """What does not change during the walk.
+
+    Attributes:
+        model: the float model.
+        blocks: its partition.
+        points: its quantization points.
+        data: calibration samples.
+        recipe: the optimiser's settings.
+        target: whose deployed graph the blocks are held against.
+    """
+
+    model: Model
+    blocks: Sequence[Block]
+    points: Points
+    data: Dataset
+    recipe: Recipe
+    target: Target
 
 
 @dataclass(frozen=True)
@@ -48,7 +72,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class _Part:
-    """A block, as a model and in torch (or why it is an island)."""
+    """A block as a model, and in torch (None, with the reason, for an island)."""
 
     block: Block
     model: Model
@@ -56,127 +80,133 @@ class _Part:
     reason: str | None
 
 
-def walk(
-    model: Model,
-    blocks: Sequence[Block],
-    points: Points,
-    plan: QuantPlan,
-    data: Dataset,
-    *,
-    recipe: Recipe,
-    target: Target,
-    progress: Progress,
-) -> Walk:
-    """Reconstructs block after block.
+@dataclass(frozen=True)
+class _Outcome:
+    """A block's decisions, what it makes with them, and how it came to them."""
 
-    Args:
-        model: the float model.
-        blocks: its partition.
-        points: its quantization points.
-        plan: round-to-nearest decisions for all points.
-        data: calibration samples.
-        recipe: the optimiser's settings.
-        target: whose deployed graph the blocks are held against.
-        progress: told of each block.
-    """
-    parts = [_import(model, block) for block in blocks]
-    weights = _fisher(model, parts, data, recipe, progress)
-    size = _RUN_BATCH if model.batched else 1
-    floats, quantized = ActivationCache(data.inputs), ActivationCache(data.inputs)
+    plan: QuantPlan
+    outputs: Arrays
+    facts: BlockFacts
+
+
+def walk(task: Task, plan: QuantPlan, progress: Progress) -> Walk:
+    """Improves `plan` (round-to-nearest decisions for all points) block after block."""
+    parts = [_import(task, block) for block in task.blocks]
+    weights = _fisher(task, parts, progress)
+    floats, quantized = ActivationCache(task.data.inputs), ActivationCache(task.data.inputs)
     facts = []
     for i, part in enumerate(parts):
         progress("reconstruct", i, len(parts), part.block.name)
-        started = time.perf_counter()
-        needed = {n for later in parts[i + 1 :] for n in later.block.inputs}
-        inputs = quantized.select(part.block.inputs)
         float_inputs = floats.select(part.block.inputs)
-        targets = _run(part.model, None, float_inputs, size, recipe, target)
-        outputs = _run(part.model, plan, inputs, size, recipe, target)
-        before = relative_error(outputs, targets, weights)
-        learned: Mapping[str, TensorQuant] = {}
-        iterations, note, after = 0, part.reason, before
-        if part.torch is not None and _decisions(part, plan):
-            block_data = BlockData(
-                _on_grid(inputs, plan, model), float_inputs, targets,
-                {n: w for n, w in weights.items() if n in targets},
-            )  # fmt: skip
-            learned = reconstruct(
-                part.torch, plan, points,
-                heads=_heads(part, points, plan),
-                float_weights={
-                    n: np.asarray(model.initializers[n], np.float32) for n in part.block.weights
-                },
-                data=block_data, recipe=recipe, seed=recipe.seed + i,
-            )  # fmt: skip
-        if learned:
-            iterations = recipe.schedule()[0]
-            candidate = plan.updated(_grouped(learned, points))
-            tried = _run(part.model, candidate, inputs, size, recipe, target)
-            error = relative_error(tried, targets, weights)
-            if error < before:
-                plan, outputs, after = candidate, tried, error
-            else:
-                note = f"kept round-to-nearest: learning ended at loss {error:.3g}"
-        facts.append(
-            BlockFacts(
-                part.block.name, _layers(part, points), before, after, iterations,
-                time.perf_counter() - started, note,
-            )
-        )  # fmt: skip
+        targets = _run(task, part, None, float_inputs)
+        data = BlockData(
+            inputs=quantized.select(part.block.inputs),
+            float_inputs=float_inputs,
+            targets=targets,
+            weights={name: weights[name] for name in targets if name in weights},
+        )
+        outcome = _improved(task, _checked(part, data), plan, data, seed=task.recipe.seed + i)
+        plan = outcome.plan
+        facts.append(outcome.facts)
+        needed = {name for later in parts[i + 1 :] for name in later.block.inputs}
         floats.advance(targets, needed)
-        quantized.advance(outputs, needed)
+        quantized.advance(outcome.outputs, needed)
     progress("reconstruct", len(parts), len(parts))
     return Walk(plan, tuple(facts))
 
 
-def relative_error(outputs: Arrays, targets: Arrays, weights: Mapping[str, object]) -> float:
+def relative_error(outputs: Arrays, targets: Arrays, weights: Arrays) -> float:
     """Weighted squared error of a block's outputs, relative to their weighted energy."""
     error = energy = 0.0
     for name, target in targets.items():
-        weight = np.asarray(weights.get(name, 1.0), np.float32)
+        weight = weights.get(name, np.ones((), np.float32))
         for start in range(0, len(target), _RUN_BATCH):
             part = slice(start, start + _RUN_BATCH)
             error += float((weight * np.square(outputs[name][part] - target[part])).sum())
             energy += float((weight * np.square(target[part])).sum())
-    return error / max(energy, 1e-30)
+    return error / max(energy, float(np.finfo(np.float32).tiny))
 
 
-def _import(model: Model, block: Block) -> _Part:
-    part = extract(model, block)
+def _improved(task: Task, part: _Part, plan: QuantPlan, data: BlockData, *, seed: int) -> _Outcome:
+    """The block with learned decisions, or with its former ones if those are better."""
+    started = time.perf_counter()
+    outputs = _run(task, part, plan, data.inputs)
+    before = after = relative_error(outputs, data.targets, data.weights)
+    note, iterations = part.reason, 0
+    candidate = _learned(task, part, plan, data, seed)
+    if candidate is not None:
+        iterations = task.recipe.schedule()[0]
+        tried = _run(task, part, candidate, data.inputs)
+        error = relative_error(tried, data.targets, data.weights)
+        if error < before:
+            plan, outputs, after = candidate, tried, error
+        else:
+            note = f"kept round-to-nearest: learning ended at loss {error:.3g}"
+    layers = tuple(name for name in part.block.nodes if name in task.points.layers)
+    seconds = time.perf_counter() - started
+    facts = BlockFacts(part.block.name, layers, before, after, iterations, seconds, note)
+    return _Outcome(plan, outputs, facts)
+
+
+def _learned(
+    task: Task, part: _Part, plan: QuantPlan, data: BlockData, seed: int
+) -> QuantPlan | None:
+    """The plan with what the block learned; None where there is nothing to learn."""
+    weights = [name for name in part.block.weights if name in plan.tensors]
+    if part.torch is None or not weights or not task.recipe.schedule()[0]:
+        return None
+    decisions = reconstruct(
+        part.torch,
+        plan,
+        task.points,
+        heads=_heads(part, task.points, plan),
+        float_weights={n: np.asarray(task.model.initializers[n], np.float32) for n in weights},
+        data=dataclasses.replace(data, inputs=_on_grid(task.model, plan, data.inputs)),
+        recipe=task.recipe,
+        seed=seed,
+    )
+    return plan.updated(_grouped(decisions, task.points))
+
+
+def _import(task: Task, block: Block) -> _Part:
+    """The block in torch, if it can be, and if torch computes what onnxruntime does."""
+    model = extract(task.model, block)
     try:
-        return _Part(block, part, import_block(part), None)
+        return _Part(block, model, import_block(model), None)
     except BridgeError as error:
-        return _Part(block, part, None, f"island, rounded to nearest: {error}")
+        layers = any(name in task.points.points for name in block.weights)
+        return _Part(block, model, None, f"island, not learned: {error}" if layers else None)
 
 
-def _run(
-    model: Model,
-    plan: QuantPlan | None,
-    inputs: Mapping[str, NDArray[np.generic]],
-    size: int,
-    recipe: Recipe,
-    target: Target,
-) -> Arrays:
+def _checked(part: _Part, data: BlockData) -> _Part:
+    """The block, as an island if torch does not compute what onnxruntime does."""
+    if part.torch is None:
+        return part
+    made = part.torch.arrays({n: a[:_PROBES] for n, a in data.float_inputs.items()})
+    targets = {name: array[:_PROBES] for name, array in data.targets.items()}
+    error = relative_error(made, targets, {})
+    if error <= _SAME:
+        return part
+    reason = f"island, not learned: torch differs from onnxruntime by {error:.1g} of the energy"
+    return dataclasses.replace(part, torch=None, reason=reason)
+
+
+def _run(task: Task, part: _Part, plan: QuantPlan | None, inputs: Arrays) -> Arrays:
     """The block's outputs in onnxruntime: of the float block, or as `plan` deploys it."""
-    proto = model.proto if plan is None else emit(model, plan, target)
-    session = Session(proto, threads=recipe.threads)
-    return run_batches(session, Dataset(inputs), size)  # type: ignore[return-value]
+    proto = part.model.proto if plan is None else emit(part.model, plan, task.target)
+    session = Session(proto, threads=task.recipe.threads)
+    size = _RUN_BATCH if task.model.batched else 1
+    return run_batches(session, Dataset(inputs), size)
 
 
-def _on_grid(inputs: Mapping[str, NDArray[np.generic]], plan: QuantPlan, model: Model) -> Arrays:
-    """The inputs as the block's own quantizers see them: graph inputs are quantized inside."""
-    found = {}
-    for name, value in inputs.items():
-        array = np.asarray(value, np.float32)
+def _on_grid(model: Model, plan: QuantPlan, inputs: Arrays) -> Arrays:
+    """The inputs as the block's quantizers leave them: graph inputs are quantized inside."""
+    found = dict(inputs)
+    for name in inputs:
         if name in model.inputs and name in plan.tensors:
             quant = plan.tensors[name]
-            array = affine.dequantize(affine.quantize(array, quant), quant)
-        found[name] = array
+            found[name] = affine.dequantize(affine.quantize(inputs[name], quant), quant)
     return found
-
-
-def _decisions(part: _Part, plan: QuantPlan) -> bool:
-    return any(name in plan.tensors for name in part.block.weights)
 
 
 def _heads(part: _Part, points: Points, plan: QuantPlan) -> tuple[str, ...]:
@@ -185,12 +215,8 @@ def _heads(part: _Part, points: Points, plan: QuantPlan) -> tuple[str, ...]:
     return tuple(n for n in made if n in plan.tensors and points.points[n].group == n)
 
 
-def _layers(part: _Part, points: Points) -> tuple[str, ...]:
-    return tuple(name for name in part.block.nodes if name in points.layers)
-
-
 def _grouped(learned: Mapping[str, TensorQuant], points: Points) -> dict[str, TensorQuant]:
-    """The decisions for heads handed to all tensors of their groups."""
+    """The decisions, those for the head of a group handed to all its tensors."""
     found = dict(learned)
     for name, point in points.points.items():
         if point.kind == "activation" and point.group in learned:
@@ -198,24 +224,20 @@ def _grouped(learned: Mapping[str, TensorQuant], points: Points) -> dict[str, Te
     return found
 
 
-def _fisher(
-    model: Model, parts: Sequence[_Part], data: Dataset, recipe: Recipe, progress: Progress
-) -> Arrays:
+def _fisher(task: Task, parts: Sequence[_Part], progress: Progress) -> Arrays:
     """Fisher weights of the blocks' outputs; empty for plain squared error."""
-    logits = model.outputs[0]
-    classes = model.shapes.get(logits, ())
-    if recipe.reconstruction.loss != "fisher" or len(classes) != 2 or not model.batched:
+    logits = task.model.outputs[0]
+    scores = len(task.model.shapes.get(logits, ())) == 2 and task.model.batched
+    settings = task.recipe.reconstruction
+    if settings.loss != "fisher" or not scores or not task.recipe.schedule()[0]:
         return {}
-    if not recipe.schedule()[0]:
-        return {}
-    names = dict.fromkeys(n for part in parts for n in part.block.outputs)
-    probe = submodel(model, list(model.nodes), model.inputs, tuple(names))
-    session = Session(probe.proto, threads=recipe.threads)
-    sweep = FisherSweep([part.torch for part in parts], recipe.seed)
-    sample, done = data.head(_FISHER_SAMPLES), 0
+    names = tuple(dict.fromkeys(name for part in parts for name in part.block.outputs))
+    probe = submodel(task.model, list(task.model.nodes), task.model.inputs, names)
+    session = Session(probe.proto, threads=task.recipe.threads)
+    sweep = FisherSweep([part.torch for part in parts], task.recipe.seed)
+    sample, done = task.data.head(_FISHER_SAMPLES), 0
     for feed in sample.batches(_RUN_BATCH):
-        values = {**feed, **session.run(feed)}
-        sweep.add(values, logits)  # type: ignore[arg-type]
+        sweep.add({**feed, **session.run(feed)}, logits)
         done = min(done + _RUN_BATCH, len(sample))
         progress("curvature", done, len(sample))
     return sweep.weights()

@@ -72,12 +72,11 @@ def activation_bits(points: Points, recipe: Recipe) -> dict[str, int]:
 
 
 def _weight_quant(model: Model, layer: Layer, bits: int, data: TensorQuant | None) -> TensorQuant:
-    """The weight on the grid that serves it best at this width, nearest levels."""
+    """The weight at its nearest levels; at 2 bits on the half-step grid, which wastes none."""
     weight = np.asarray(model.initializers[layer.weight], np.float32)
-    grid = "half" if bits == 2 else "signed"
-    return affine.weight_quant(
-        weight, QType(bits, grid), layer.axis, _least_scale(model, layer, weight, data)
-    )
+    qtype = QType(bits, "half" if bits == 2 else "signed")
+    least = _least_scale(model, layer, weight, data)
+    return affine.weight_quant(weight, qtype, layer.axis, least)
 
 
 def _least_scale(model: Model, layer: Layer, weight: Array, data: TensorQuant | None) -> Array:
@@ -124,4 +123,3 @@ def _subset(name: str, value: Array, quota: int, generator: np.random.Generator)
     if flat.size > quota:
         flat = flat[generator.integers(flat.size, size=quota)]
     return np.concatenate([flat, [low, high]]).astype(np.float32)
-

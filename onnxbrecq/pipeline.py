@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx
 
-from onnxbrecq.blockwise import walk
+from onnxbrecq.blockwise import Task, walk
 from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
@@ -94,10 +94,8 @@ def quantize(
     with clock.stage("calibrate"):
         plan = calibrate(float_model, points, samples, recipe, progress=progress)
     with clock.stage("reconstruct"):
-        walked = walk(
-            float_model, partition(float_model), points, plan, samples,
-            recipe=recipe, target=target, progress=progress,
-        )  # fmt: skip
+        task = Task(float_model, partition(float_model), points, samples, recipe, target)
+        walked = walk(task, plan, progress)
     with clock.stage("emit"):
         proto = emit(float_model, walked.plan, target)
         _check(proto, recipe)
@@ -107,7 +105,10 @@ def quantize(
             destination, float_model, samples=samples, labelled=labelled,
             max_drop=recipe.max_drop, threads=recipe.threads, progress=progress,
         )  # fmt: skip
-    return _result(float_model, destination, proto, walked.blocks, validation, recipe, clock)
+    return _result(
+        float_model, destination, proto,
+        blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock,
+    )  # fmt: skip
 
 
 def validate(
@@ -137,7 +138,10 @@ def validate(
             destination, float_model, samples=samples, labelled=labelled,
             max_drop=recipe.max_drop, threads=recipe.threads, progress=progress,
         )  # fmt: skip
-    return _result(float_model, destination, proto, (), validation, recipe, clock)
+    return _result(
+        float_model, destination, proto,
+        blocks=(), validation=validation, recipe=recipe, clock=clock,
+    )  # fmt: skip
 
 
 def _samples(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> Dataset:
@@ -171,6 +175,7 @@ def _result(
     model: Model,
     output: Path,
     proto: onnx.ModelProto,
+    *,
     blocks: tuple[BlockFacts, ...],
     validation: Validation,
     recipe: Recipe,
@@ -195,7 +200,7 @@ def _result(
         stages=clock.stages,
         peak_bytes=_peak_bytes(),
         environment={**environment(), "threads": str(recipe.threads or os.cpu_count())},
-        notes=model.notes,
+        notes=(*model.notes, *validation.notes),
     )
 
 

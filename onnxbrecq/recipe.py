@@ -1,6 +1,7 @@
 """What the user asks for: validated once, here; the only place with defaults."""
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,14 +44,20 @@ class Preprocess:
     def __post_init__(self) -> None:
         _one_of("data.preprocess.channels", self.channels, ("RGB", "BGR"))
         _one_of("data.preprocess.layout", self.layout, ("NCHW", "NHWC"))
+        if self.resize_short is not None and not _numbers([self.resize_short], 1, int, least=1):
+            raise RecipeError(f"data.preprocess.resize_short = {self.resize_short}: want pixels")
         for key in ("resize", "center_crop"):
             size = getattr(self, key)
-            if size is not None and (len(size) != 2 or min(size) < 1):
+            if size is not None and not _numbers(size, 2, int, least=1):
                 raise RecipeError(f"data.preprocess.{key} = {size}: want [height, width]")
+        if not _numbers([self.scale], 1, float):
+            raise RecipeError(f"data.preprocess.scale = {self.scale}: want a number")
         for key in ("mean", "std"):
-            if len(getattr(self, key)) != 3:
-                raise RecipeError(f"data.preprocess.{key}: want three numbers")
-        if min(abs(s) for s in self.std) == 0:
+            if not _numbers(getattr(self, key), 3, float):
+                raise RecipeError(
+                    f"data.preprocess.{key} = {getattr(self, key)}: want three numbers"
+                )
+        if 0 in self.std:
             raise RecipeError("data.preprocess.std: must not be 0")
 
 
@@ -86,7 +93,11 @@ class Reconstruction:
 
 
 # Steps per block and samples a step. The paper takes 20 000 steps of 32 at a learning rate of 1e-3.
-_EFFORT: dict[str, tuple[int, int]] = {"fast": (500, 16), "balanced": (2000, 16), "best": (8000, 32)}
+_EFFORT: dict[str, tuple[int, int]] = {
+    "fast": (500, 16),
+    "balanced": (2000, 16),
+    "best": (8000, 32),
+}
 
 
 @dataclass(frozen=True)
@@ -183,6 +194,19 @@ class Recipe:
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
         return dataclasses.asdict(self)
+
+
+def _numbers(
+    values: object, count: int, kind: type[int] | type[float], least: float = -math.inf
+) -> bool:
+    """Whether `values` are `count` finite numbers of that kind, none below `least`."""
+    kinds = int if kind is int else (int, float)
+    return (
+        isinstance(values, tuple | list)
+        and len(values) == count
+        and all(isinstance(v, kinds) and not isinstance(v, bool) for v in values)
+        and all(math.isfinite(v) and v >= least for v in values)
+    )
 
 
 def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-_STORED = {
+_STORED: Mapping[int, int] = {
     TensorProto.INT8: 8,
     TensorProto.UINT8: 8,
     TensorProto.INT4: 4,
@@ -18,12 +18,15 @@ _STORED = {
 _DECODING = ("DequantizeLinear", "Cast", "Mul", "Sub")
 
 
-def stored_bits(proto: onnx.ModelProto, layers: tuple[str, ...]) -> dict[str, tuple[int | None, int | None]]:  # noqa: E501
+Bits = tuple[int | None, int | None]
+
+
+def stored_bits(proto: onnx.ModelProto, layers: tuple[str, ...]) -> dict[str, Bits]:
     """Layer name → bits of its weight and of the data it reads; None: float, or no such node."""
     nodes = {node.name: node for node in proto.graph.node if node.name}
     producer = {name: node for node in proto.graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    found = {}
+    found: dict[str, Bits] = {}
     for name in layers:
         node = nodes.get(name)
         if node is None or len(node.input) < 2:

@@ -45,5 +45,7 @@ class GraphWriter:
         self, op: str, inputs: Sequence[str], output: str, **attributes: int | float | str
     ) -> str:
         """Appends a node with one output; returns that output's name."""
-        self.nodes.append(onnx.helper.make_node(op, inputs, [output], **attributes))
+        node = onnx.helper.make_node(op, inputs, [output])
+        node.attribute.extend(onnx.helper.make_attribute(k, v) for k, v in attributes.items())
+        self.nodes.append(node)
         return output

@@ -123,7 +123,8 @@ def _split(group: Segment, model: Model) -> list[Segment]:
     if total <= REGION_LAYERS:
         return [group]
     names = {name for node in group for name in node.output}
-    crossing = {node.name: tensors for node, tensors in zip(model.nodes, _crossing(model), strict=True)}
+    behind = zip(model.nodes, _crossing(model), strict=True)
+    crossing = {node.name: tensors for node, tensors in behind}
     best: tuple[float, int] | None = None
     seen = 0
     for i, node in enumerate(group[:-1]):

@@ -113,17 +113,21 @@ def _evaluated(
     model = onnx.helper.make_model(graph, opset_imports=proto.opset_import)
     try:
         values = ReferenceEvaluator(model).run(None, feed)
-    except Exception:  # noqa: BLE001  any failure means: left to the runtime, which will say more
+    except Exception:  # whatever it is: the node stays, and the runtime will say more
         return None
     return [np.asarray(value) for value in values]
 
 
-def _known_shape(node: onnx.NodeProto, shapes: dict[str, Shape]) -> list[NDArray[np.generic]] | None:
+def _known_shape(
+    node: onnx.NodeProto, shapes: dict[str, Shape]
+) -> list[NDArray[np.generic]] | None:
     shape = shapes.get(node.input[0])
     if shape is None:
         return None
     start, end = attribute(node, "start", 0), attribute(node, "end", None)
-    part = shape[slice(start, end)]
+    assert isinstance(start, int)
+    assert end is None or isinstance(end, int)
+    part = shape[start:end]
     if not all(isinstance(d, int) for d in part):
         return None
     return [np.asarray(part, np.int64)]

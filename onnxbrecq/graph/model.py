@@ -83,7 +83,7 @@ class Model:
     @cached_property
     def opset(self) -> int:
         """Version of the default operator set."""
-        return max(o.version for o in self.proto.opset_import if o.domain in STANDARD_DOMAINS)
+        return max(int(o.version) for o in self.proto.opset_import if o.domain in STANDARD_DOMAINS)
 
     @cached_property
     def value_infos(self) -> Mapping[str, onnx.ValueInfoProto]:
@@ -106,9 +106,7 @@ class Model:
     @cached_property
     def dtypes(self) -> Mapping[str, int]:
         """Tensor name → onnx.TensorProto data type."""
-        found = {
-            name: value.type.tensor_type.elem_type for name, value in self.value_infos.items()
-        }
+        found = {name: value.type.tensor_type.elem_type for name, value in self.value_infos.items()}
         found.update({t.name: t.data_type for t in self.proto.graph.initializer})
         return found
 

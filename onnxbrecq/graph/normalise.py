@@ -63,9 +63,7 @@ def edit_weights_as_inputs(graph: onnx.GraphProto) -> None:
     graph.input.extend(inputs)
 
 
-def _upgraded(
-    proto: onnx.ModelProto, where: str
-) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def _upgraded(proto: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """`proto` at opset 21 or above, or as it is where the converter does not know a node."""
     opset = max(o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS)
     proto.ir_version = max(proto.ir_version, _IR_VERSION)
@@ -173,7 +171,9 @@ def edit_batch_normalization(graph: onnx.GraphProto) -> bool:
 def _foldable(
     layer: onnx.NodeProto, norm: onnx.NodeProto, constants: dict[str, onnx.TensorProto]
 ) -> bool:
-    if layer.op_type not in ("Conv", "ConvTranspose", "Gemm") or attribute(norm, "training_mode", 0):
+    if layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return False
+    if attribute(norm, "training_mode", 0):
         return False
     if layer.op_type == "Gemm" and (
         attribute(layer, "alpha", 1.0) != 1.0 or attribute(layer, "beta", 1.0) != 1.0
@@ -200,7 +200,10 @@ def _fold(
     has_bias = len(layer.input) > 2 and layer.input[2] != ""
     bias = numpy_helper.to_array(constants[layer.input[2]]) if has_bias else np.zeros(1)
     shifted = factor * (bias.astype(np.float64) - mean) + beta
-    for value, wish in ((folded, f"{layer.output[0]}~weight"), (shifted, f"{layer.output[0]}~bias")):
+    for value, wish in (
+        (folded, f"{layer.output[0]}~weight"),
+        (shifted, f"{layer.output[0]}~bias"),
+    ):
         tensor = numpy_helper.from_array(value.astype(weight.dtype), wish)
         graph.initializer.append(tensor)
         constants[wish] = tensor

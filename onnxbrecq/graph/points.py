@@ -231,8 +231,11 @@ def _edges(model: Model, layers: set[str]) -> set[str]:
 def _quantized_activations(model: Model, layers: Mapping[str, Layer]) -> tuple[str, ...]:
     """The activations that carry a quantizer, in topological order."""
     marked = {layer.data for layer in layers.values()}
-    outputs = {_behind(model, model_node.output[0]) for model_node in model.nodes
-               if model_node.name in layers and model_node.op_type == "Conv"}
+    outputs = {
+        _behind(model, model_node.output[0])
+        for model_node in model.nodes
+        if model_node.name in layers and model_node.op_type == "Conv"
+    }
     marked |= outputs
     while True:
         grown = set(marked)

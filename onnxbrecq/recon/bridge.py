@@ -76,18 +76,23 @@ class _Step:
 class TorchBlock(nn.Module):
     """A float block in torch, executed by ONNX tensor name."""
 
-    def __init__(self, steps: tuple[_Step, ...], inputs: tuple[str, ...],
-                 outputs: tuple[str, ...], constants: Mapping[str, Tensor]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        steps: tuple[_Step, ...],
+        model: Model,
+        constants: Mapping[str, Tensor],
+    ) -> None:
+        """Of the `steps` of `model`; `constants` are the initializers that the steps take."""
         super().__init__()
         self.modules_ = nn.ModuleList(step.module for step in steps)
-        self.inputs = inputs
-        self.outputs = outputs
+        self.inputs = model.inputs
+        self.outputs = model.outputs
         self._steps = steps
         self._constants = dict(constants)
         for parameter in self.parameters():
             parameter.requires_grad_(False)
 
-    def forward(
+    def run(
         self,
         feed: Mapping[str, Tensor],
         weights: Mapping[str, Tensor] | None = None,
@@ -107,6 +112,12 @@ class TorchBlock(nn.Module):
             for name, value in zip(step.outputs, made, strict=True):
                 values[name] = hooks[name](value) if name in hooks else value
         return {name: values[name] for name in self.outputs}
+
+    def arrays(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """The float block's outputs for numpy inputs."""
+        with torch.no_grad():
+            made = self.run({name: torch.from_numpy(np.array(a)) for name, a in feed.items()})
+        return {name: value.numpy() for name, value in made.items()}
 
 
 def _run(
@@ -134,9 +145,7 @@ def import_block(model: Model) -> TorchBlock:
     graph = _onnx2torch("onnx2torch.onnx_graph").OnnxGraph(model.proto.graph)
     steps = []
     for converted, node in zip(graph.nodes.values(), model.nodes, strict=True):
-        module, mapping = _convert(
-            converted, node, graph, model.opset, model.initializers
-        )
+        module, mapping = _convert(converted, node, graph, model.opset, model.initializers)
         layer = layers.get(node.name)
         parameter = None
         if layer is not None:
@@ -156,7 +165,7 @@ def import_block(model: Model) -> TorchBlock:
         name: torch.from_numpy(np.array(array)) for name, array in model.initializers.items()
         if any(name in step.inputs for step in steps)
     }  # fmt: skip
-    return TorchBlock(tuple(steps), model.inputs, model.outputs, constants).eval()
+    return TorchBlock(tuple(steps), model, constants).eval()
 
 
 def _convert(

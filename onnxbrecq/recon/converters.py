@@ -36,15 +36,18 @@ def _slice(node: onnx.NodeProto, constants: Constants) -> nn.Module | None:
     names = [name for name in node.input[1:] if name]
     if len(node.input) < 3 or not all(name in constants for name in names):
         return None
-    values = [constants[name].reshape(-1).tolist() if name else None for name in node.input[1:]]
-    starts, ends, axes, steps = (*values, None, None)[:4]
+    starts, ends, axes, steps = (_integers(node, constants, i) for i in range(1, 5))
     axes = axes or list(range(len(starts)))
     steps = steps or [1] * len(starts)
     if min(steps) < 1:
         return None
-    return Slice(
-        {a: slice(b, e, s) for a, b, e, s in zip(axes, starts, ends, steps, strict=True)}
-    )
+    return Slice({a: slice(*part) for a, *part in zip(axes, starts, ends, steps, strict=True)})
+
+
+def _integers(node: onnx.NodeProto, constants: Constants, position: int) -> list[int]:
+    """The constant input at `position`; empty if absent."""
+    name = node.input[position] if position < len(node.input) else ""
+    return [int(value) for value in np.asarray(constants[name]).reshape(-1)] if name else []
 
 
 CONVERTERS: Mapping[str, Converter] = {"Slice": _slice}

@@ -7,6 +7,7 @@ gives it at every block boundary: the same gradients as autograd through the who
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from onnxbrecq.recon.bridge import TorchBlock
 
-Arrays = Mapping[str, NDArray[np.float32]]
+Arrays = Mapping[str, NDArray[Any]]
 
 
 class FisherSweep:
@@ -73,7 +74,7 @@ def _pull_back(
     feed = {name: torch.from_numpy(np.array(values[name])) for name in block.inputs}
     leaves = [value.requires_grad_() for value in feed.values() if value.is_floating_point()]
     names = [name for name, value in feed.items() if value.is_floating_point()]
-    outputs = block(feed)
+    outputs = block.run(feed)
     received = torch.autograd.grad(
         [outputs[name] for name in wanted], leaves, list(wanted.values()), allow_unused=True
     )

@@ -11,6 +11,7 @@ and the regularizer sum 1 - |2 h(V) - 1|^beta drives every h to 0 or 1. Activati
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class SoftRounding(nn.Module):
     offset: Tensor
 
     def __init__(self, weight: Tensor, quant: TensorQuant) -> None:
+        """Starts at the float `weight` itself, on the grid of `quant`."""
         super().__init__()
         self._quant = quant
         ndim = weight.ndim
@@ -49,7 +51,7 @@ class SoftRounding(nn.Module):
         """h(V): how far each weight leans to its upper level, in [0, 1]."""
         return (torch.sigmoid(self.rounding) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
 
-    def forward(self) -> tuple[Tensor, Tensor]:
+    def soft(self) -> tuple[Tensor, Tensor]:
         """The soft weight, and h(V)."""
         gate = self.gate()
         level = (self.floor + gate).clamp(0, self._quant.qtype.levels - 1)
@@ -76,8 +78,17 @@ class LearnedStep(nn.Module):
     (L - 1) * s never exceeds it (the quantizer stands for a Clip there).
     """
 
-    def __init__(self, quant: TensorQuant, ceiling: float | None, drop: float) -> None:
+    def __init__(
+        self,
+        quant: TensorQuant,
+        ceiling: float | None,
+        *,
+        drop: float,
+        generator: torch.Generator,
+    ) -> None:
+        """Starts from the step of `quant`; `drop` and its `generator` serve training only."""
         super().__init__()
+        self._generator = generator
         self._quant = quant
         self._start = float(quant.scale)
         self._zero = int(quant.zero_point)
@@ -89,9 +100,10 @@ class LearnedStep(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         """`value` on the quantizer's grid; while training, a share `drop` of it passes as is."""
         scale = self._start * torch.exp(self.log_ratio)
-        quantized = _FakeQuantize.apply(value, scale, self._zero, self._top)
+        quantized: Tensor = _FakeQuantize.apply(value, scale, self._zero, self._top)  # type: ignore[no-untyped-call]
         if self.training and self._drop > 0:
-            return torch.where(torch.rand_like(value) < self._drop, value, quantized)
+            keep = torch.rand(value.shape, generator=self._generator) < self._drop
+            return torch.where(keep, value, quantized)
         return quantized
 
     def constrain(self) -> None:
@@ -107,24 +119,20 @@ class LearnedStep(nn.Module):
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """s * (clip(round(x / s) + z, 0, top) - z), with LSQ's gradients for x and s."""
+    """s * clip(round(x / s), -z, top - z), with LSQ's gradients for x and s."""
 
     @staticmethod
-    def forward(ctx, value, scale, zero, top):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, value: Tensor, scale: Tensor, zero: int, top: int) -> Tensor:
         ratio = value / scale
-        code = torch.round(ratio).clamp_(-zero, top - zero)
-        ctx.save_for_backward(ratio, code)
-        ctx.bounds = (-zero, top - zero)
+        rounded = torch.round(ratio)
+        code = rounded.clamp(-zero, top - zero)
+        inside = code == rounded
+        # d/ds = code - x/s inside the range, code outside (LSQ, eq. 3).
+        ctx.save_for_backward(torch.where(inside, code - ratio, code), inside)
         return code * scale
 
     @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        ratio, code = ctx.saved_tensors
-        low, high = ctx.bounds
-        inside = (ratio >= low) & (ratio <= high)
-        passed = gradient * inside
-        # d/ds = code - x/s inside, code outside; scaled as in LSQ section 2.2.
-        slope = ((code * gradient).sum() - (ratio * passed).sum()) / math.sqrt(
-            ratio.numel() * max(high, 1)
-        )
-        return passed, slope, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        slope, inside = ctx.saved_tensors
+        (gradient,) = gradients
+        return gradient * inside, (slope * gradient).sum(), None, None

@@ -3,6 +3,7 @@
 The dataclasses mirror the JSON: `Result.as_json` adds only what is computed from them.
 """
 
+import builtins
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -52,10 +53,10 @@ class Accuracy:
     """
 
     metric: str
-    float: float
-    quantized: float
-    drop: float
-    interval_95: tuple[float, float]
+    float: builtins.float
+    quantized: builtins.float
+    drop: builtins.float
+    interval_95: tuple[builtins.float, builtins.float]
     samples: int
 
 

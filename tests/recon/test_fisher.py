@@ -1,0 +1,55 @@
+import numpy as np
+import torch
+
+from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.graph.blocks import partition
+from onnxbrecq.graph.extract import extract, submodel
+from onnxbrecq.graph.model import Model
+from onnxbrecq.recon.bridge import import_block
+from onnxbrecq.recon.fisher import FisherSweep
+from onnxbrecq.runtime.session import Session
+
+
+def test_sweep_equals_autograd_through_the_whole_model(model: Model, data: Dataset) -> None:
+    blocks = partition(model)
+    assert len(blocks) > 2
+    names = tuple(dict.fromkeys(name for block in blocks for name in block.outputs))
+    values = Session(submodel(model, list(model.nodes), model.inputs, names).proto).run(data.inputs)
+    sweep = FisherSweep([import_block(extract(model, block)) for block in blocks], seed=7)
+    sweep.add({**data.inputs, **values}, "logits")
+    weights = sweep.weights()
+
+    drawn = torch.Generator().manual_seed(7)
+    whole = import_block(model)
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(name: str):  # type: ignore[no-untyped-def]
+        def hook(value: torch.Tensor) -> torch.Tensor:
+            kept[name] = value.requires_grad_() if not value.requires_grad else value
+            kept[name].retain_grad()
+            return kept[name]
+
+        return hook
+
+    x = torch.from_numpy(np.asarray(data.inputs["x"]))
+    logits = whole.run({"x": x}, hooks={name: keep(name) for name in names})["logits"]
+    label = torch.multinomial(logits.detach().softmax(-1), 1, generator=drawn)
+    torch.nn.functional.cross_entropy(logits, label[:, 0], reduction="sum").backward()
+    for name in names:
+        gradient = kept[name].grad
+        assert gradient is not None
+        expected = gradient.square().sum(0, keepdim=True)
+        # float32 sums over 64 samples and at most 512 terms, in another order
+        np.testing.assert_allclose(
+            weights[name], (expected / expected.mean()).numpy(), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_an_island_ends_the_sweep(model: Model, data: Dataset) -> None:
+    blocks = partition(model)
+    names = tuple(dict.fromkeys(name for block in blocks for name in block.outputs))
+    values = Session(submodel(model, list(model.nodes), model.inputs, names).proto).run(data.inputs)
+    parts = [import_block(extract(model, block)) for block in blocks]
+    sweep = FisherSweep([*parts[:-1], None], seed=7)
+    sweep.add({**data.inputs, **values}, "logits")
+    assert sweep.weights() == {}

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+
+from onnxbrecq import affine
+from onnxbrecq.plan import Grid, QType
+from onnxbrecq.recon.quantizers import LearnedStep, SoftRounding
+
+_GRIDS: list[tuple[int, Grid]] = [(2, "half"), (3, "signed"), (4, "signed"), (8, "signed")]
+
+
+def _weight(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(6, 4, 3, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("bits", "grid"), _GRIDS, ids=[f"{g}{b}" for b, g in _GRIDS])
+def test_nearest_weight_equals_the_numpy_formula(bits: int, grid: Grid) -> None:
+    weight = _weight()
+    quant = affine.weight_quant(weight, QType(bits, grid), 0, np.zeros(6, np.float32))
+    assert quant.levels is not None
+    nearest = SoftRounding(torch.from_numpy(weight), quant).nearest()
+    np.testing.assert_allclose(
+        nearest.detach().numpy(), affine.dequantize(quant.levels, quant), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("bits", "grid"), _GRIDS, ids=[f"{g}{b}" for b, g in _GRIDS])
+def test_hardened_without_learning_is_nearest(bits: int, grid: Grid) -> None:
+    weight = _weight(1)
+    quant = affine.weight_quant(weight, QType(bits, grid), 0, np.zeros(6, np.float32))
+    assert SoftRounding(torch.from_numpy(weight), quant).hardened() == quant
+
+
+def test_soft_weight_starts_at_the_float_weight() -> None:
+    weight = _weight(2)
+    scale = np.full(6, 0.9, np.float32)  # wide enough that no weight is clipped
+    quant = affine.weight_quant(weight, QType(4, "signed"), 0, scale)
+    soft, gate = SoftRounding(torch.from_numpy(weight), quant).soft()
+    # The start keeps every gate 0.01 away from 0 and 1, so that it can move.
+    assert float((soft.detach() - torch.from_numpy(weight)).abs().max()) <= 0.0101 * 0.9
+    assert 0 <= float(gate.detach().min()) <= float(gate.detach().max()) <= 1
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_activation_equals_the_numpy_formula(bits: int) -> None:
+    values = np.random.default_rng(3).normal(1, 2, 1000).astype(np.float32)
+    quant = affine.activation_quant(values, bits)
+    step = LearnedStep(quant, None, drop=0.5, generator=torch.Generator()).eval()
+    expected = affine.dequantize(affine.quantize(values, quant), quant)
+    np.testing.assert_allclose(step(torch.from_numpy(values)).detach().numpy(), expected, rtol=1e-6)
+
+
+def test_learned_step_keeps_below_the_ceiling() -> None:
+    values = np.random.default_rng(4).uniform(0, 6, 1000).astype(np.float32)
+    quant = affine.activation_quant(values, 4, ceiling=6.0, nonnegative=True)
+    step = LearnedStep(quant, 6.0, drop=0.0, generator=torch.Generator())
+    with torch.no_grad():
+        step.log_ratio.fill_(3.0)
+    step.constrain()
+    assert float(step.hardened().scale) * 15 <= 6.0
+
+
+def test_step_gradient_is_that_of_the_error() -> None:
+    """Against a finite difference of the quantization error, away from rounding ties."""
+    values = torch.linspace(-1.5, 1.5, 301, dtype=torch.float64)
+    quant = affine.activation_quant(values.numpy().astype(np.float32), 4)
+    target = torch.sin(values)
+    step = LearnedStep(quant, None, drop=0.0, generator=torch.Generator()).double()
+
+    def error(shift: float) -> torch.Tensor:
+        with torch.no_grad():
+            step.log_ratio.fill_(shift)
+        return ((step(values) - target) ** 2).sum()
+
+    error(0.0).backward()
+    assert step.log_ratio.grad is not None
+    # With the codes fixed, value = code * s: the derivative of LSQ outside the range is exact
+    # and inside it adds the straight-through term -x / s.
+    scale = float(quant.scale)
+    zero = int(quant.zero_point)
+    code = torch.round(values / scale).clamp(-zero, 15 - zero)
+    inside = torch.round(values / scale) == code
+    slope = torch.where(inside, code - values / scale, code) * scale
+    expected = (2 * (code * scale - target) * slope).sum()
+    assert float(step.log_ratio.grad) == pytest.approx(float(expected), rel=1e-6)

@@ -1,0 +1,103 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from onnxbrecq import blockwise
+from onnxbrecq.blockwise import Task, walk
+from onnxbrecq.calibrate import calibrate
+from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.emit.targets import ORT_CPU
+from onnxbrecq.graph.blocks import partition
+from onnxbrecq.graph.model import Model
+from onnxbrecq.graph.points import find_points
+from onnxbrecq.plan import QuantPlan
+from onnxbrecq.progress import silent
+from onnxbrecq.recipe import Recipe, Reconstruction
+
+pytest_plugins = ["tests.recon.conftest"]
+
+
+def _task(model: Model, data: Dataset, **options: object) -> tuple[Task, QuantPlan]:
+    recipe = Recipe(**{"weights": 2, "activations": 4, **options})  # type: ignore[arg-type]
+    points = find_points(model)
+    task = Task(model, partition(model), points, data, recipe, ORT_CPU)
+    return task, calibrate(model, points, data, recipe)
+
+
+_QUICK = Reconstruction(iterations=150, batch_size=16)
+
+
+@pytest.mark.parametrize("loss", ["mse", "fisher"])
+def test_learning_lowers_the_error_of_the_deployed_blocks(
+    model: Model, data: Dataset, loss: str
+) -> None:
+    settings = dataclasses.replace(_QUICK, loss=loss)
+    task, plan = _task(model, data, reconstruction=settings)
+    walked = walk(task, plan, silent)
+    assert all(block.loss_after <= block.loss_before for block in walked.blocks)
+    inner = walked.blocks[1]
+    assert inner.loss_after < 0.8 * inner.loss_before
+    assert walked.plan != plan
+
+
+def test_a_block_that_got_worse_keeps_its_former_decisions(
+    model: Model, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, plan = _task(model, data, reconstruction=_QUICK)
+
+    def ruined(*_: object, float_weights: dict[str, np.ndarray], **__: object) -> object:
+        return {
+            name: dataclasses.replace(plan.tensors[name], levels=np.zeros(w.shape, np.uint8))
+            for name, w in float_weights.items()
+        }
+
+    monkeypatch.setattr(blockwise, "reconstruct", ruined)
+    walked = walk(task, plan, silent)
+    assert walked.plan == plan
+    assert all("kept round-to-nearest" in (block.note or "") for block in walked.blocks)
+
+
+def test_a_block_that_torch_cannot_import_is_an_island(
+    model: Model, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Model) -> None:
+        raise blockwise.BridgeError("node n (Odd-1): no converter")
+
+    monkeypatch.setattr(blockwise, "import_block", refuse)
+    task, plan = _task(model, data, reconstruction=_QUICK)
+    walked = walk(task, plan, silent)
+    assert walked.plan == plan
+    assert all("island" in (block.note or "") for block in walked.blocks)
+
+
+def test_a_block_that_torch_computes_otherwise_is_an_island(
+    model: Model, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, plan = _task(model, data, reconstruction=_QUICK)
+    real = blockwise.import_block
+
+    def wrong(part: Model) -> object:
+        block = real(part)
+        monkeypatch.setattr(
+            block, "arrays", lambda feed: {n: np.zeros((4, 1), np.float32) for n in block.outputs}
+        )
+        return block
+
+    monkeypatch.setattr(blockwise, "import_block", wrong)
+    walked = walk(task, plan, silent)
+    assert walked.plan == plan
+    assert all("torch differs" in (block.note or "") for block in walked.blocks)
+
+
+def test_no_iterations_mean_round_to_nearest(model: Model, data: Dataset) -> None:
+    task, plan = _task(model, data, reconstruction=Reconstruction(iterations=0))
+    walked = walk(task, plan, silent)
+    assert walked.plan == plan
+    assert all(block.iterations == 0 for block in walked.blocks)
+
+
+def test_the_same_seed_gives_the_same_plan(model: Model, data: Dataset) -> None:
+    settings = Reconstruction(iterations=30, batch_size=8)
+    task, plan = _task(model, data, reconstruction=settings)
+    assert walk(task, plan, silent).plan == walk(task, plan, silent).plan
