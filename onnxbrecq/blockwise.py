@@ -28,7 +28,7 @@ from onnxbrecq.progress import Progress
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.bridge import BridgeError, TorchBlock, import_block
 from onnxbrecq.recon.fisher import FisherSweep
-from onnxbrecq.recon.optimise import BlockData, reconstruct
+from onnxbrecq.recon.optimise import BlockData, Problem, reconstruct
 from onnxbrecq.report.result import BlockFacts
 from onnxbrecq.runtime.cache import ActivationCache
 from onnxbrecq.runtime.session import Session, run_batches
@@ -155,17 +155,16 @@ def _learned(
     weights = [name for name in part.block.weights if name in plan.tensors]
     if part.torch is None or not weights or not task.recipe.schedule()[0]:
         return None
-    decisions = reconstruct(
-        part.torch,
-        plan,
-        task.points,
-        heads=_heads(part, task.points, plan),
-        float_weights={n: np.asarray(task.model.initializers[n], np.float32) for n in weights},
-        data=dataclasses.replace(data, inputs=_on_grid(task.model, plan, data.inputs)),
-        recipe=task.recipe,
-        seed=seed,
-    )
-    return plan.updated(_grouped(decisions, task.points))
+    biases = [layer.bias for layer in task.points.layers.values() if layer.weight in weights]
+    constants = {
+        name: np.asarray(task.model.initializers[name], np.float32)
+        for name in (*weights, *biases)
+        if name is not None
+    }
+    problem = Problem(part.torch, plan, task.points, _heads(part, task.points, plan), constants)
+    on_grid = dataclasses.replace(data, inputs=_on_grid(task.model, plan, data.inputs))
+    learned = reconstruct(problem, on_grid, task.recipe, seed)
+    return plan.updated(_grouped(learned.tensors, task.points), learned.biases)
 
 
 def _import(task: Task, block: Block) -> _Part:

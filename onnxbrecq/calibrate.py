@@ -56,7 +56,7 @@ def calibrate(
     for layer in points.layers.values():
         width = recipe.first_last if layer.edge else recipe.weights
         tensors[layer.weight] = _weight_quant(model, layer, width, tensors.get(layer.data))
-    return QuantPlan(tensors, model.source_sha256, recipe.as_json())
+    return QuantPlan(tensors, {}, model.source_sha256, recipe.as_json())
 
 
 def activation_bits(points: Points, recipe: Recipe) -> dict[str, int]:

@@ -13,7 +13,7 @@ where `step` and `offset` follow from the grid:
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -79,23 +79,47 @@ class TensorQuant:
     __hash__ = None  # type: ignore[assignment]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuantPlan:
     """All decisions so far, and the model they were made for.
 
     Attributes:
         tensors: ONNX tensor name → decision. A tensor without an entry stays float.
+        biases: initializer name → float32 [C] bias in place of the model's: what rounding the
+            weights shifts on average is taken back here, at no cost when the model runs.
         source_sha256: the float model's file hash.
         recipe: what was asked for, as plain JSON values.
     """
 
     tensors: Mapping[str, TensorQuant] = field(default_factory=dict)
+    biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     source_sha256: str = ""
     recipe: Mapping[str, object] = field(default_factory=dict)
 
-    def updated(self, tensors: Mapping[str, TensorQuant]) -> "QuantPlan":
-        """A new plan in which `tensors` replace or join the present decisions."""
-        return QuantPlan({**self.tensors, **tensors}, self.source_sha256, self.recipe)
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QuantPlan):
+            return NotImplemented
+        return (
+            self.tensors == other.tensors
+            and self.biases.keys() == other.biases.keys()
+            and all(np.array_equal(b, other.biases[n]) for n, b in self.biases.items())
+            and self.source_sha256 == other.source_sha256
+            and self.recipe == other.recipe
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def updated(
+        self,
+        tensors: Mapping[str, TensorQuant],
+        biases: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> "QuantPlan":
+        """A new plan in which the given decisions replace or join the present ones."""
+        return replace(
+            self,
+            tensors={**self.tensors, **tensors},
+            biases={**self.biases, **(biases or {})},
+        )
 
     def save(self, path: Path) -> None:
         """Writes the plan as one safetensors file; the header holds everything but arrays."""
@@ -108,6 +132,8 @@ class QuantPlan:
             arrays[f"{name}:zero_point"] = np.ascontiguousarray(quant.zero_point)
             if quant.levels is not None:
                 arrays[f"{name}:levels"] = np.ascontiguousarray(quant.levels)
+        for name in sorted(self.biases):
+            arrays[f"{name}:bias"] = np.ascontiguousarray(self.biases[name])
         metadata = {
             "format": _FORMAT,
             "source_sha256": self.source_sha256,
@@ -139,9 +165,14 @@ class QuantPlan:
                     )
                     for name, entry in json.loads(metadata["tensors"]).items()
                 }
+                biases = {
+                    key.removesuffix(":bias"): file.get_tensor(key)
+                    for key in sorted(keys)
+                    if key.endswith(":bias")
+                }
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise PlanError(f"{path}: cannot be read as a plan: {error}") from error
-        return QuantPlan(tensors, metadata["source_sha256"], json.loads(metadata["recipe"]))
+        return QuantPlan(tensors, biases, metadata["source_sha256"], json.loads(metadata["recipe"]))
 
 
 def _equal_or_absent(a: NDArray[np.uint8] | None, b: NDArray[np.uint8] | None) -> bool:

@@ -70,6 +70,7 @@ class Reconstruction:
         batch_size: samples a step.
         rounding_rate: learning rate of the rounding variables.
         scale_rate: learning rate of the activation steps, relative to each step.
+        bias_rate: learning rate of the biases, relative to the layer's rounding error.
         loss: squared error, or squared error weighted by the Fisher information.
         regularization: weight of the term that drives rounding to 0 or 1 (paper: lambda).
         drop: share of the values that pass unquantized while activations below 8 bits learn
@@ -80,6 +81,7 @@ class Reconstruction:
     batch_size: int | None = None
     rounding_rate: float = 3e-2
     scale_rate: float = 1e-3
+    bias_rate: float = 1e-2
     loss: Literal["mse", "fisher"] = "fisher"
     regularization: float = 0.1
     drop: float = 0.5

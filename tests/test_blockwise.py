@@ -14,6 +14,7 @@ from onnxbrecq.graph.points import find_points
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.progress import silent
 from onnxbrecq.recipe import Recipe, Reconstruction
+from onnxbrecq.recon.optimise import Decisions, Problem
 
 pytest_plugins = ["tests.recon.conftest"]
 
@@ -46,11 +47,15 @@ def test_a_block_that_got_worse_keeps_its_former_decisions(
 ) -> None:
     task, plan = _task(model, data, reconstruction=_QUICK)
 
-    def ruined(*_: object, float_weights: dict[str, np.ndarray], **__: object) -> object:
-        return {
-            name: dataclasses.replace(plan.tensors[name], levels=np.zeros(w.shape, np.uint8))
-            for name, w in float_weights.items()
-        }
+    def ruined(problem: Problem, *_: object) -> Decisions:
+        return Decisions(
+            {
+                name: dataclasses.replace(plan.tensors[name], levels=np.zeros(w.shape, np.uint8))
+                for name, w in problem.constants.items()
+                if name in plan.tensors
+            },
+            {},
+        )
 
     monkeypatch.setattr(blockwise, "reconstruct", ruined)
     walked = walk(task, plan, silent)
@@ -79,8 +84,9 @@ def test_a_block_that_torch_computes_otherwise_is_an_island(
 
     def wrong(part: Model) -> object:
         block = real(part)
+        arrays = block.arrays
         monkeypatch.setattr(
-            block, "arrays", lambda feed: {n: np.zeros((4, 1), np.float32) for n in block.outputs}
+            block, "arrays", lambda feed: {n: 1.5 * a for n, a in arrays(feed).items()}
         )
         return block
 

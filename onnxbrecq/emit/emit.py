@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import version_converter
 
 from onnxbrecq.emit import storage
@@ -58,8 +59,9 @@ def emit(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
             copy.input[1] = storage.write_weight(
                 graph, weight, target, op=layer.op, integer_data=data is not None
             )
-            if layer.bias is not None and data is not None:
-                copy.input[2] = _write_bias(graph, model, layer, data, weight)
+            if layer.bias is not None:
+                bias = plan.biases.get(layer.bias, model.initializers[layer.bias])
+                copy.input[2] = _write_bias(graph, layer, bias, data, weight)
         copy.output[:] = [graph.name("f") if name in decisions else name for name in node.output]
         graph.nodes.append(copy)
         for raw, name in zip(copy.output, node.output, strict=True):
@@ -135,13 +137,17 @@ def _pair(graph: GraphWriter, quant: TensorQuant, source: str, output: str, *, c
 
 
 def _write_bias(
-    graph: GraphWriter, model: Model, layer: Layer, data: TensorQuant, weight: TensorQuant
+    graph: GraphWriter,
+    layer: Layer,
+    bias: NDArray[np.generic],
+    data: TensorQuant | None,
+    weight: TensorQuant,
 ) -> str:
-    """Writes the int32 bias at scale s_x * s_w; returns the name of the dequantized bias."""
-    assert layer.bias is not None
-    bias = np.asarray(model.initializers[layer.bias], np.float64)
+    """Writes the bias, int32 at scale s_x * s_w, or float where the data is; returns its name."""
+    if data is None:
+        return graph.constant("b", bias.astype(np.float32))
     scale = (data.scale * weight.scale).astype(np.float32)
-    codes = np.rint(bias / scale.astype(np.float64))
+    codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
     if np.abs(codes).max(initial=0) > _INT32_LIMIT:
         raise EmissionError(
             f"node {layer.node}: its bias reaches {np.abs(bias).max():.3g}, too large for int32 "

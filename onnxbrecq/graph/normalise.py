@@ -42,6 +42,7 @@ def normalise(proto: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tupl
         copy = infer_shapes(copy, where)
         if not changed:
             break
+    edit_missing_biases(copy.graph)
     edit_names(copy.graph)
     return copy, notes
 
@@ -226,6 +227,27 @@ def _per_channel(
     assert isinstance(groups, int)
     rows = np.repeat(factor.reshape(groups, -1), weight.shape[0] // groups, axis=0)
     return rows.reshape(*rows.shape, *[1] * (weight.ndim - 2))
+
+
+def edit_missing_biases(graph: onnx.GraphProto) -> None:
+    """A Conv or Gemm with a constant float32 weight and no bias gets one of zeros.
+
+    Quantization then has a place for what rounding the weights shifts on average.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm") or any(node.input[2:]):
+            continue
+        weight = constants.get(node.input[1])
+        if weight is None or weight.data_type != onnx.TensorProto.FLOAT:
+            continue
+        axis = 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
+        zeros = np.zeros(weight.dims[axis], np.float32)
+        bias = numpy_helper.from_array(zeros, f"{node.output[0]}~bias")
+        graph.initializer.append(bias)
+        inputs = [*node.input[:2], bias.name]
+        del node.input[:]
+        node.input.extend(inputs)
 
 
 def edit_dead_code(graph: onnx.GraphProto) -> bool:

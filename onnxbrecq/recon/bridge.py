@@ -68,9 +68,10 @@ class _Step:
     module: nn.Module
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    weight: str | None = None  # initializer that `weights` may replace
-    parameter: str | None = None  # its name in the module; None: it is the second input
-    transposed: bool = False  # the module keeps the transpose
+    weight: str | None = None  # initializer that `constants` may replace
+    bias: str | None = None  # likewise
+    prefix: str | None = None  # of the module's own weight and bias; None: they are inputs
+    transposed: bool = False  # the module keeps the transpose of the weight
 
 
 class TorchBlock(nn.Module):
@@ -95,20 +96,21 @@ class TorchBlock(nn.Module):
     def run(
         self,
         feed: Mapping[str, Tensor],
-        weights: Mapping[str, Tensor] | None = None,
+        constants: Mapping[str, Tensor] | None = None,
         hooks: Mapping[str, Hook] | None = None,
     ) -> dict[str, Tensor]:
         """The block's outputs by name.
 
         Args:
             feed: every input of the block.
-            weights: initializer name → tensor used in its place, in ONNX layout.
+            constants: a layer's weight or bias, by initializer name → tensor used in its place,
+                in ONNX layout.
             hooks: tensor name → function applied to it as soon as it is computed.
         """
-        weights, hooks = weights or {}, hooks or {}
+        constants, hooks = constants or {}, hooks or {}
         values: dict[str, Tensor] = {**self._constants, **feed}
         for step in self._steps:
-            made = _run(step, values, weights)
+            made = _run(step, values, constants)
             for name, value in zip(step.outputs, made, strict=True):
                 values[name] = hooks[name](value) if name in hooks else value
         return {name: values[name] for name in self.outputs}
@@ -121,17 +123,19 @@ class TorchBlock(nn.Module):
 
 
 def _run(
-    step: _Step, values: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+    step: _Step, values: Mapping[str, Tensor], constants: Mapping[str, Tensor]
 ) -> tuple[Tensor, ...]:
     arguments = [values[name] if name else None for name in step.inputs]
-    weight = weights.get(step.weight) if step.weight else None
-    if weight is None:
+    weight, bias = constants.get(step.weight or ""), constants.get(step.bias or "")
+    if weight is None and bias is None:
         result = step.module(*arguments)
-    elif step.parameter is None:
+    elif step.prefix is None:
         result = step.module(arguments[0], weight)
     else:
-        value = weight.t() if step.transposed else weight
-        result = torch.func.functional_call(step.module, {step.parameter: value}, tuple(arguments))
+        own = {} if bias is None else {f"{step.prefix}bias": bias}
+        if weight is not None:
+            own[f"{step.prefix}weight"] = weight.t() if step.transposed else weight
+        result = torch.func.functional_call(step.module, own, tuple(arguments))
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
 
@@ -147,17 +151,15 @@ def import_block(model: Model) -> TorchBlock:
     for converted, node in zip(graph.nodes.values(), model.nodes, strict=True):
         module, mapping = _convert(converted, node, graph, model.opset, model.initializers)
         layer = layers.get(node.name)
-        parameter = None
-        if layer is not None:
-            owned = [name for name, _ in module.named_parameters() if name.endswith("weight")]
-            parameter = owned[0] if owned else None
+        owned = [n for n, _ in module.named_parameters() if n.endswith("weight")] if layer else []
         steps.append(
             _Step(
                 module,
                 tuple(mapping.inputs),
                 tuple(name for name in mapping.outputs if name),
                 layer.weight if layer else None,
-                parameter,
+                layer.bias if layer else None,
+                owned[0].removesuffix("weight") if owned else None,
                 node.op_type == "Gemm" and not attribute(node, "transB", 0),
             )
         )

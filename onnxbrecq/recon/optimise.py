@@ -25,7 +25,7 @@ from onnxbrecq.plan import QuantPlan, TensorQuant
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.recon.bridge import TorchBlock
 from onnxbrecq.recon.memory import buffers_kept
-from onnxbrecq.recon.quantizers import LearnedStep, SoftRounding
+from onnxbrecq.recon.quantizers import LearnedBias, LearnedStep, SoftRounding
 
 _WARM_UP = 0.2  # share of the steps without regularizer, as in the authors' code
 _BETA = (20.0, 2.0)
@@ -56,6 +56,33 @@ class BlockData:
         return len(next(iter(self.targets.values())))
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A block to learn.
+
+    Attributes:
+        block: the float block.
+        plan: the decisions so far: bits, grids and scales of everything in the block.
+        points: the model's quantization points.
+        heads: activations of the block that own a quantizer.
+        constants: initializer name → float value, of the weights to round and the biases.
+    """
+
+    block: TorchBlock
+    plan: QuantPlan
+    points: Points
+    heads: tuple[str, ...]
+    constants: Arrays
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a block learned: levels of weights and steps of activations; biases."""
+
+    tensors: Mapping[str, TensorQuant]
+    biases: Mapping[str, NDArray[np.float32]]
+
+
 class _Quantized(nn.Module):
     """A block with its learned quantizers: weights by initializer name, activations by tensor."""
 
@@ -63,18 +90,22 @@ class _Quantized(nn.Module):
         self,
         block: TorchBlock,
         roundings: Mapping[str, SoftRounding],
+        biases: Mapping[str, LearnedBias],
         steps: Mapping[str, LearnedStep],
     ) -> None:
         super().__init__()
         self.block = block
         self.roundings = dict(roundings)
+        self.biases = dict(biases)
         self.steps = dict(steps)
-        self.learned = nn.ModuleList([*roundings.values(), *steps.values()])
+        self.learned = nn.ModuleList([*roundings.values(), *biases.values(), *steps.values()])
 
     def forward(self, feed: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The block's outputs with soft weights, and all h(V)."""
         soft = {name: rounding.soft() for name, rounding in self.roundings.items()}
-        outputs = self.block.run(feed, {n: weight for n, (weight, _) in soft.items()}, self.steps)
+        constants = {name: weight for name, (weight, _) in soft.items()}
+        constants.update({name: bias.value() for name, bias in self.biases.items()})
+        outputs = self.block.run(feed, constants, self.steps)
         gates = [gate.reshape(-1) for _, gate in soft.values()]
         return outputs, torch.cat(gates) if gates else torch.zeros(0)
 
@@ -88,50 +119,30 @@ class _Quantized(nn.Module):
         for step in self.steps.values():
             step.constrain()
 
-    def hardened(self) -> dict[str, TensorQuant]:
-        """The decisions: levels of the weights, steps of the activations."""
-        found = {name: rounding.hardened() for name, rounding in self.roundings.items()}
-        return {**found, **{name: step.hardened() for name, step in self.steps.items()}}
+    def hardened(self) -> Decisions:
+        """What was learned."""
+        tensors = {name: rounding.hardened() for name, rounding in self.roundings.items()}
+        tensors.update({name: step.hardened() for name, step in self.steps.items()})
+        return Decisions(tensors, {name: bias.hardened() for name, bias in self.biases.items()})
 
 
-def reconstruct(
-    block: TorchBlock,
-    plan: QuantPlan,
-    points: Points,
-    *,
-    heads: tuple[str, ...],
-    float_weights: Arrays,
-    data: BlockData,
-    recipe: Recipe,
-    seed: int,
-) -> dict[str, TensorQuant]:
-    """The learned decisions of one block: its weights' levels and its activations' steps.
+def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) -> Decisions:
+    """The learned decisions of one block: its weights' levels, its activations' steps, its biases.
 
     Args:
-        block: the float block.
-        plan: the decisions so far: bits, grids and scales of everything in the block.
-        points: the model's quantization points.
-        heads: activations of the block whose step is learned here.
-        float_weights: initializer name → float weight, for the weights to round.
+        problem: the block, and how its tensors are quantized so far.
         data: what to learn from.
         recipe: steps, batch size, learning rates.
         seed: of batches and dropping.
     """
     settings = recipe.reconstruction
     generator = torch.Generator().manual_seed(seed)
-    model = _Quantized(
-        block,
-        {n: SoftRounding(torch.from_numpy(np.array(w)), plan.tensors[n])
-         for n, w in float_weights.items() if n in plan.tensors},
-        {n: LearnedStep(plan.tensors[n], points.points[n].ceiling, drop=settings.drop,
-                        generator=generator)
-         for n in heads if _coarse((n,), plan)},
-    )  # fmt: skip
+    model = _quantized(problem, settings.drop, generator)
     optimizer = _optimizer(model, settings)
     source = _Source(data, generator)
     iterations, batch_size = recipe.schedule()
-    drop = settings.drop if _coarse(data.inputs, plan) else 0.0
-    half = _coarse(float_weights, plan) and _fast_bfloat16()
+    drop = settings.drop if _coarse(data.inputs, problem.plan) else 0.0
+    half = _coarse(problem.constants, problem.plan) and _fast_bfloat16()
     with buffers_kept():
         unit = _start_error(model, source, batch_size)
         model.train()
@@ -171,9 +182,45 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))
 
 
+def _quantized(problem: Problem, drop: float, generator: torch.Generator) -> _Quantized:
+    """The block with quantizers in their starting state."""
+    plan, points, constants = problem.plan, problem.points.points, problem.constants
+    return _Quantized(
+        problem.block,
+        {
+            name: SoftRounding(torch.from_numpy(np.array(value)), plan.tensors[name])
+            for name, value in constants.items()
+            if name in plan.tensors
+        },
+        _biases(problem),
+        {
+            name: LearnedStep(
+                plan.tensors[name], points[name].ceiling, drop=drop, generator=generator
+            )
+            for name in problem.heads
+            if _coarse([name], plan)
+        },
+    )
+
+
+def _biases(problem: Problem) -> dict[str, LearnedBias]:
+    """The biases that are learned: those of layers whose weight has fewer than 8 bits."""
+    plan, constants, found = problem.plan, problem.constants, {}
+    for layer in problem.points.layers.values():
+        if layer.bias is None or layer.bias not in constants:
+            continue
+        if layer.weight in constants and _coarse([layer.weight], plan):
+            data = plan.tensors.get(layer.data)
+            reach = 1.0 if data is None else float(data.scale) * data.qtype.levels / 4
+            weight = plan.tensors[layer.weight]
+            found[layer.bias] = LearnedBias(constants[layer.bias], weight, reach)
+    return found
+
+
 def _optimizer(model: _Quantized, settings: Reconstruction) -> torch.optim.Optimizer:
     groups = [
         {"params": [r.rounding for r in model.roundings.values()], "lr": settings.rounding_rate},
+        {"params": [b.shift for b in model.biases.values()], "lr": settings.bias_rate},
         {"params": [s.log_ratio for s in model.steps.values()], "lr": settings.scale_rate},
     ]
     return torch.optim.Adam([group for group in groups if group["params"]], fused=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onnxbrecq import affine
@@ -71,6 +72,36 @@ class SoftRounding(nn.Module):
         return dataclasses.replace(self._quant, levels=level.to(torch.uint8).cpu().numpy())
 
 
+class LearnedBias(nn.Module):
+    """A bias that follows what rounding shifts; in units of the layer's own rounding error."""
+
+    unit: Tensor
+    start: Tensor
+
+    def __init__(self, bias: NDArray[np.float32], weight: TensorQuant, reach: float) -> None:
+        """Starts at `bias` [C].
+
+        A weight's rounding error has a standard deviation of about scale / 4; over the K terms
+        of an output and data of magnitude `reach` it adds up to sqrt(K) * scale / 4 * reach.
+        """
+        super().__init__()
+        assert weight.levels is not None
+        terms = weight.levels.size / len(bias)
+        unit = np.broadcast_to(weight.scale * math.sqrt(terms) / 4 * reach, bias.shape)
+        self.register_buffer("start", torch.from_numpy(np.array(bias, np.float32)))
+        self.register_buffer("unit", torch.from_numpy(np.array(unit, np.float32)))
+        self.shift = nn.Parameter(torch.zeros(len(bias)))
+
+    def value(self) -> Tensor:
+        """The bias [C]."""
+        return self.start + self.unit * self.shift
+
+    def hardened(self) -> NDArray[np.float32]:
+        """The decision."""
+        with torch.no_grad():
+            return self.value().numpy().copy()
+
+
 class LearnedStep(nn.Module):
     """An activation quantizer whose step is learned; the zero point stays.
 
@@ -93,6 +124,7 @@ class LearnedStep(nn.Module):
         self._start = float(quant.scale)
         self._zero = int(quant.zero_point)
         self._top = quant.qtype.levels - 1
+        self._ceiling = ceiling
         self._most = math.inf if ceiling is None else math.log(ceiling / self._top / self._start)
         self._drop = drop
         self.log_ratio = nn.Parameter(torch.zeros(()))
@@ -114,8 +146,9 @@ class LearnedStep(nn.Module):
     def hardened(self) -> TensorQuant:
         """The decision with the learned step."""
         scale = np.float32(self._start * math.exp(self.log_ratio.item()))
-        bound = np.float32(self._start * math.exp(self._most)) if self._most < 700 else np.inf
-        return dataclasses.replace(self._quant, scale=np.asarray(min(scale, bound), np.float32))
+        while self._ceiling is not None and scale * np.float32(self._top) > self._ceiling:
+            scale = np.nextafter(scale, np.float32(0))  # float32 rounding of the bound
+        return dataclasses.replace(self._quant, scale=np.asarray(scale, np.float32))
 
 
 class _FakeQuantize(torch.autograd.Function):

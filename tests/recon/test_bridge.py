@@ -35,7 +35,7 @@ def test_a_weight_is_replaced_by_name(model: Model, data: Dataset) -> None:
     feed = {"x": torch.from_numpy(np.asarray(data.inputs["x"]))}
     name = partition(model)[-1].weights[-1]
     zero = torch.zeros(model.initializers[name].shape)
-    logits = block.run(feed, weights={name: zero})["logits"]
+    logits = block.run(feed, constants={name: zero})["logits"]
     assert torch.equal(logits, logits[:1].expand_as(logits))  # nothing but the bias is left
 
 
@@ -82,7 +82,9 @@ from onnxbrecq.recon.bridge import _onnx2torch
 assert _onnx2torch('onnx2torch').convert
 assert 'torchvision' not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -99,6 +101,6 @@ def test_gemm_weight_in_both_layouts() -> None:
         block = import_block(from_proto(proto))
         x = torch.eye(4)
         replaced = torch.from_numpy(2 * weight.astype(np.float32))
-        made = block.run({"x": x}, weights={"w": replaced})["y"]
+        made = block.run({"x": x}, constants={"w": replaced})["y"]
         expected = replaced.T if transposed else replaced
         assert torch.allclose(made, expected)
