@@ -69,7 +69,7 @@ class Reconstruction:
         iterations: optimiser steps per block.
         batch_size: samples a step.
         rounding_rate: learning rate of the rounding variables.
-        scale_rate: learning rate of the activation steps, relative to each step.
+        scale_rate: learning rate of weight scales and activation steps, relative to each.
         bias_rate: learning rate of the biases, relative to the layer's rounding error.
         loss: squared error, or squared error weighted by the Fisher information.
         regularization: weight of the term that drives rounding to 0 or 1 (paper: lambda).
@@ -97,7 +97,7 @@ class Reconstruction:
 # Steps per block and samples a step. The paper takes 20 000 steps of 32 at a learning rate of 1e-3.
 _EFFORT: dict[str, tuple[int, int]] = {
     "fast": (500, 16),
-    "balanced": (2000, 16),
+    "balanced": (1000, 16),
     "best": (8000, 32),
 }
 

@@ -7,6 +7,11 @@ Minimised over the rounding variables V of the block's weights and the steps s o
 with z the block's output on *quantized* inputs, w the Fisher weights (1 for plain squared error;
 BRECQ, eq. 10) and L0 the first batches' error at nearest rounding, so that lambda means the same
 in every block. beta falls from 20 to 2 after a warm-up, as in AdaRound.
+
+Beyond the paper, each channel's weight scale and bias are learned along: both are free when the
+model runs. In the last steps the weights are hard, and scales and biases take back what hardening
+shifted: with short schedules a fifth of the gates is still undecided then, and its mean error would
+otherwise outweigh all the rest (MobileNetV2's first block: 0.82 of the energy without, 0.05 with).
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,6 +33,7 @@ from onnxbrecq.recon.memory import buffers_kept
 from onnxbrecq.recon.quantizers import LearnedBias, LearnedStep, SoftRounding
 
 _WARM_UP = 0.2  # share of the steps without regularizer, as in the authors' code
+_SOFT = 0.85  # share of the steps in which weights are soft; then scales and biases settle
 _BETA = (20.0, 2.0)
 # Activations of 8 bits keep their calibrated step and are not simulated: their error is small
 # beside that of weights below 8 bits, and simulating it costs more than the convolutions.
@@ -114,6 +120,12 @@ class _Quantized(nn.Module):
         weights = {name: rounding.nearest() for name, rounding in self.roundings.items()}
         return self.block.run(feed, weights, self.steps)
 
+    def harden(self) -> None:
+        """Fixes every weight at its level."""
+        for rounding in self.roundings.values():
+            rounding.hard = True
+            rounding.rounding.requires_grad_(False)
+
     def constrain(self) -> None:
         """Keeps every activation step within its bounds."""
         for step in self.steps.values():
@@ -147,11 +159,13 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
         unit = _start_error(model, source, batch_size)
         model.train()
         for i in range(iterations):
+            if i == int(_SOFT * iterations):
+                model.harden()
             feed, targets = source.batch(batch_size, drop)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 outputs, gates = model(feed)
             loss = source.error(outputs, targets) / unit
-            loss = loss + settings.regularization * _regularizer(gates, i / iterations)
+            loss = loss + settings.regularization * _regularizer(gates, i / iterations / _SOFT)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
@@ -220,6 +234,7 @@ def _biases(problem: Problem) -> dict[str, LearnedBias]:
 def _optimizer(model: _Quantized, settings: Reconstruction) -> torch.optim.Optimizer:
     groups = [
         {"params": [r.rounding for r in model.roundings.values()], "lr": settings.rounding_rate},
+        {"params": [r.gain for r in model.roundings.values()], "lr": settings.scale_rate},
         {"params": [b.shift for b in model.biases.values()], "lr": settings.bias_rate},
         {"params": [s.log_ratio for s in model.steps.values()], "lr": settings.scale_rate},
     ]
@@ -275,7 +290,7 @@ def _start_error(model: _Quantized, source: _Source, batch_size: int) -> float:
 
 def _regularizer(gates: Tensor, progress: float) -> Tensor:
     """Mean of 1 - |2 h - 1|^beta, with beta falling; 0 during the warm-up."""
-    if progress < _WARM_UP or not gates.numel():
+    if progress < _WARM_UP or progress >= 1 or not gates.numel():
         return torch.zeros(())
     share = (progress - _WARM_UP) / (1 - _WARM_UP)
     beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 - share)

@@ -28,7 +28,7 @@ class SoftRounding(nn.Module):
     """A weight whose rounding is learned."""
 
     floor: Tensor
-    scale: Tensor
+    start: Tensor
     offset: Tensor
 
     def __init__(self, weight: Tensor, quant: TensorQuant) -> None:
@@ -43,33 +43,44 @@ class SoftRounding(nn.Module):
         floor = torch.floor(level)
         rest = (level - floor).clamp(0.01, 0.99)
         self.register_buffer("floor", floor)
-        self.register_buffer("scale", scale)
+        self.register_buffer("start", scale)
+        self.gain = nn.Parameter(torch.zeros_like(scale))
+        self.hard = False
         self.register_buffer("offset", offset)
         # h(V) equals the fractional part at the start: the soft weight is the float weight.
         self.rounding = nn.Parameter(-torch.log((_ZETA - _GAMMA) / (rest - _GAMMA) - 1))
 
     def gate(self) -> Tensor:
-        """h(V): how far each weight leans to its upper level, in [0, 1]."""
+        """h(V): how far each weight leans to its upper level, in [0, 1]; once hard, 0 or 1."""
+        if self.hard:
+            return (self.rounding.detach() >= 0).float()
         return (torch.sigmoid(self.rounding) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
 
     def soft(self) -> tuple[Tensor, Tensor]:
         """The soft weight, and h(V)."""
         gate = self.gate()
         level = (self.floor + gate).clamp(0, self._quant.qtype.levels - 1)
-        return self.scale * (level * self._quant.qtype.step - self.offset), gate
+        return self.scale() * (level * self._quant.qtype.step - self.offset), gate
+
+    def scale(self) -> Tensor:
+        """The step of each channel, as learned so far."""
+        return self.start * torch.exp(self.gain)
 
     def nearest(self) -> Tensor:
         """The weight with each element at its nearest level; the start of the search."""
         level = self.floor + (self.gate() >= 0.5)
         level = level.clamp(0, self._quant.qtype.levels - 1)
-        return self.scale * (level * self._quant.qtype.step - self.offset)
+        return self.scale() * (level * self._quant.qtype.step - self.offset)
 
     def hardened(self) -> TensorQuant:
         """The decision: each weight at its nearer level."""
         with torch.no_grad():
             level = self.floor + (self.rounding >= 0)
             level = level.clamp(0, self._quant.qtype.levels - 1)
-        return dataclasses.replace(self._quant, levels=level.to(torch.uint8).cpu().numpy())
+            scale = self.scale().reshape(self._quant.scale.shape)
+        return dataclasses.replace(
+            self._quant, levels=level.to(torch.uint8).cpu().numpy(), scale=scale.cpu().numpy()
+        )
 
 
 class LearnedBias(nn.Module):
