@@ -128,12 +128,12 @@ class QuantPlan:
         for name in sorted(self.tensors):
             quant = self.tensors[name]
             header[name] = {"bits": quant.qtype.bits, "grid": quant.qtype.grid, "axis": quant.axis}
-            arrays[f"{name}:scale"] = np.ascontiguousarray(quant.scale)
-            arrays[f"{name}:zero_point"] = np.ascontiguousarray(quant.zero_point)
+            arrays[f"{name}:scale"] = np.array(quant.scale, order="C")
+            arrays[f"{name}:zero_point"] = np.array(quant.zero_point, order="C")
             if quant.levels is not None:
-                arrays[f"{name}:levels"] = np.ascontiguousarray(quant.levels)
+                arrays[f"{name}:levels"] = np.array(quant.levels, order="C")
         for name in sorted(self.biases):
-            arrays[f"{name}:bias"] = np.ascontiguousarray(self.biases[name])
+            arrays[f"{name}:bias"] = np.array(self.biases[name], order="C")
         metadata = {
             "format": _FORMAT,
             "source_sha256": self.source_sha256,

@@ -16,8 +16,6 @@ from onnxbrecq.progress import silent
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.recon.optimise import Decisions, Problem
 
-pytest_plugins = ["tests.recon.conftest"]
-
 
 def _task(model: Model, data: Dataset, **options: object) -> tuple[Task, QuantPlan]:
     recipe = Recipe(**{"weights": 2, "activations": 4, **options})  # type: ignore[arg-type]

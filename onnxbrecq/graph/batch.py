@@ -53,7 +53,10 @@ def _free_reshapes(proto: onnx.ModelProto) -> None:
             continue
         shape = numpy_helper.to_array(constants[node.input[1]]).copy()
         data = values.get(node.input[0])
-        single = data is not None and data.type.tensor_type.shape.dim[0].dim_value == 1
+        if data is None or not data.type.tensor_type.shape.dim:
+            continue
+        leading = data.type.tensor_type.shape.dim[0]
+        single = leading.dim_value == 1 or leading.dim_param == BATCH
         if single and len(shape) > 1 and shape[0] == 1:
             shape[0] = 0
             name = f"{node.input[1]}~{node.output[0]}"

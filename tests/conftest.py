@@ -27,7 +27,8 @@ residual (float[N, 3, 8, 8] x) => (float[N, 5] logits) {
 _SHAPES = {"w0": (8, 3, 3, 3), "w1": (8, 8, 3, 3), "w2": (8, 8, 3, 3), "w3": (5, 8)}
 
 
-def residual_proto() -> onnx.ModelProto:
+@pytest.fixture
+def proto() -> onnx.ModelProto:
     """Three convolutions with a skip, pooling, a classifier; opset 17."""
     proto = onnx.parser.parse_model(_TEXT)
     random = np.random.default_rng(0)
@@ -40,9 +41,9 @@ def residual_proto() -> onnx.ModelProto:
 
 
 @pytest.fixture
-def model() -> Model:
+def model(proto: onnx.ModelProto) -> Model:
     """The canonical residual network."""
-    return from_proto(residual_proto())
+    return from_proto(proto)
 
 
 @pytest.fixture

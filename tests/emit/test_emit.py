@@ -1,0 +1,188 @@
+"""The laws of emission, on a residual network and on an inverted residual with Clips."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from onnxbrecq.calibrate import calibrate
+from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.emit.emit import emit
+from onnxbrecq.emit.read import stored_bits
+from onnxbrecq.emit.targets import ORT_CPU
+from onnxbrecq.errors import EmissionError
+from onnxbrecq.graph.blocks import partition
+from onnxbrecq.graph.extract import extract
+from onnxbrecq.graph.load import from_proto
+from onnxbrecq.graph.model import Model
+from onnxbrecq.graph.points import find_points
+from onnxbrecq.plan import QuantPlan
+from onnxbrecq.recipe import Recipe
+from onnxbrecq.runtime.kernels import executed, integer_kernels
+from onnxbrecq.runtime.session import Session
+
+_INVERTED = """
+<ir_version: 8, opset_import: ["" : 13]>
+inverted (float[N, 3, 8, 8] x) => (float[N, 4] logits) {
+    low = Constant <value = float {0}> ()
+    high = Constant <value = float {6}> ()
+    a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+    b = Clip (a, low, high)
+    c = Conv (b, w1, b1)
+    d = Clip (c, low, high)
+    e = Conv <pads = [1, 1, 1, 1], group = 12> (d, w2, b2)
+    f = Clip (e, low, high)
+    g = Conv (f, w3)
+    h = Add (g, b)
+    i = Conv (h, w4, b4)
+    j = Clip (i, low, high)
+    k = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (j)
+    l = Concat <axis = 1> (k, k)
+    m = GlobalAveragePool (l)
+    o = Flatten (m)
+    logits = Gemm (o, w5, b5)
+}
+"""
+_SHAPES = {"w0": (6, 3, 3, 3), "w1": (12, 6, 1, 1), "w2": (12, 1, 3, 3), "w3": (6, 12, 1, 1),
+           "w4": (8, 6, 1, 1), "w5": (16, 4)}  # fmt: skip
+_SETTINGS = [(8, 8), (4, 8), (3, 8), (2, 8), (4, 4), (2, 4)]
+_IDS = [f"W{w}A{a}" for w, a in _SETTINGS]
+
+
+def _inverted() -> Model:
+    proto = onnx.parser.parse_model(_INVERTED)
+    random = np.random.default_rng(2)
+    for name, shape in _SHAPES.items():
+        weight = random.normal(0, 1.5 / np.sqrt(np.prod(shape[1:])), shape).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(weight, name))
+        if name != "w3":
+            bias = random.normal(0, 0.3, shape[1 if name == "w5" else 0]).astype(np.float32)
+            key = name.replace("w", "b")
+            proto.graph.initializer.append(numpy_helper.from_array(bias, key))
+    return from_proto(proto)
+
+
+@pytest.fixture(params=["residual", "inverted"])
+def network(request: pytest.FixtureRequest, model: Model) -> Model:
+    return model if request.param == "residual" else _inverted()
+
+
+def _plan(model: Model, data: Dataset, weights: int, activations: int | None) -> QuantPlan:
+    recipe = Recipe(weights=weights, activations=activations)
+    return calibrate(model, find_points(model), data, recipe)
+
+
+def _run(proto: onnx.ModelProto, feed: object) -> dict[str, np.ndarray]:
+    return Session(proto, optimize=False, threads=1).run(feed)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize(("weights", "activations"), _SETTINGS, ids=_IDS)
+def test_blocks_one_after_another_equal_the_whole(
+    network: Model, data: Dataset, weights: int, activations: int
+) -> None:
+    plan = _plan(network, data, weights, activations)
+    whole = _run(emit(network, plan, ORT_CPU), data.inputs)["logits"]
+    values = dict(data.inputs)
+    for block in partition(network):
+        proto = emit(extract(network, block), plan, ORT_CPU)
+        values.update(_run(proto, {name: values[name] for name in block.inputs}))
+    np.testing.assert_array_equal(values["logits"], whole)
+
+
+def test_an_empty_plan_changes_nothing(network: Model, data: Dataset) -> None:
+    expected = _run(network.proto, data.inputs)["logits"]
+    made = _run(emit(network, QuantPlan(), ORT_CPU), data.inputs)["logits"]
+    np.testing.assert_array_equal(made, expected)
+
+
+@pytest.mark.parametrize(("weights", "activations"), _SETTINGS, ids=_IDS)
+def test_every_layer_runs_in_an_integer_kernel(
+    network: Model, data: Dataset, weights: int, activations: int
+) -> None:
+    proto = emit(network, _plan(network, data, weights, activations), ORT_CPU)
+    onnx.checker.check_model(proto, full_check=True)
+    layers = find_points(network).layers
+    kernels = integer_kernels(tuple(layers), executed(proto))
+    assert None not in kernels.values(), kernels
+
+
+@pytest.mark.parametrize(("weights", "activations"), _SETTINGS, ids=_IDS)
+def test_the_file_holds_the_bits_asked_for(
+    network: Model, data: Dataset, weights: int, activations: int
+) -> None:
+    proto = emit(network, _plan(network, data, weights, activations), ORT_CPU)
+    layers = find_points(network).layers
+    bits = stored_bits(proto, tuple(layers))
+    for name, layer in layers.items():
+        assert bits[name] == ((8, 8) if layer.edge else (weights, activations)), name
+    kinds = {tensor.data_type for tensor in proto.graph.initializer}
+    packed = {8: TensorProto.INT8, 4: TensorProto.INT4, 3: TensorProto.INT4, 2: TensorProto.UINT2}
+    assert packed[weights] in kinds
+    assert max(o.version for o in proto.opset_import) == (25 if weights == 2 else 21)
+
+
+def test_optimised_and_unoptimised_sessions_agree(network: Model, data: Dataset) -> None:
+    proto = emit(network, _plan(network, data, 4, 4), ORT_CPU)
+    fast, plain = Session(proto, threads=1).run(data.inputs), _run(proto, data.inputs)
+    energy = np.square(plain["logits"]).mean()
+    # They differ by a step at rounding ties only; a lost Clip or Relu would show as the energy.
+    assert np.square(fast["logits"] - plain["logits"]).mean() < 1e-2 * energy
+
+
+def test_weight_only_is_decoded_at_load(network: Model, data: Dataset) -> None:
+    proto = emit(network, _plan(network, data, 4, None), ORT_CPU)
+    operators = {node.op for node in executed(proto)}
+    assert not operators & {"DequantizeLinear", "Cast", "Mul", "QuantizeLinear"}
+    bits = stored_bits(proto, tuple(find_points(network).layers))
+    assert {b for b, _ in bits.values()} == {4, 8}
+    assert {a for _, a in bits.values()} == {None}
+
+
+def test_relu_and_clip_give_way_to_the_quantizer(network: Model, data: Dataset) -> None:
+    proto = emit(network, _plan(network, data, 4, 8), ORT_CPU)
+    assert not {"Relu", "Clip"} & {node.op_type for node in proto.graph.node}
+
+
+def test_signature_is_kept(data: Dataset) -> None:
+    model = _inverted()
+    proto = emit(model, _plan(model, data, 4, 8), ORT_CPU)
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+    assert [value.name for value in proto.graph.output] == ["logits"]
+
+
+def test_a_bias_of_the_plan_replaces_the_models(network: Model, data: Dataset) -> None:
+    plan = _plan(network, data, 8, 8)
+    layer = list(find_points(network).layers.values())[-1]
+    assert layer.bias is not None
+    moved = np.asarray(network.initializers[layer.bias]) + np.float32(3)
+    before = _run(emit(network, plan, ORT_CPU), data.inputs)["logits"]
+    after = _run(emit(network, plan.updated({}, {layer.bias: moved}), ORT_CPU), data.inputs)
+    # int32 bias steps are far below 8-bit ones
+    np.testing.assert_allclose(after["logits"] - before, 3, atol=1e-2)
+
+
+def test_a_bias_too_large_for_int32_names_its_node(model: Model, data: Dataset) -> None:
+    plan = _plan(model, data, 8, 8)
+    layer = next(iter(find_points(model).layers.values()))
+    quant = plan.tensors[layer.weight]
+    tiny = dataclasses.replace(quant, scale=np.full_like(quant.scale, 1e-12))
+    with pytest.raises(EmissionError, match=layer.node):
+        emit(model, plan.updated({layer.weight: tiny}), ORT_CPU)
+
+
+def test_calibration_keeps_a_large_bias_within_int32(data: Dataset) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    tiny (float[N, 3, 8, 8] x) => (float[N, 2, 8, 8] y) { y = Conv (x, w, b) }"""
+    proto = onnx.parser.parse_model(text)
+    weight = np.full((2, 3, 1, 1), 1e-12, np.float32)
+    bias = np.array([1e3, 0], np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    proto.graph.initializer.append(numpy_helper.from_array(bias, "b"))
+    model = from_proto(proto)
+    made = _run(emit(model, _plan(model, data, 8, 8), ORT_CPU), data.inputs)["y"]
+    # The output's 8-bit step is 1000 / 255.
+    np.testing.assert_allclose(made[:, 0], 1e3, atol=4)
+    np.testing.assert_allclose(made[:, 1], 0, atol=4)

@@ -1,0 +1,142 @@
+"""What an untrusted file may hold: one line each, nothing executed, nothing outside its folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.load import from_proto, load
+from onnxbrecq.runtime.session import Session
+
+
+def _proto(weight: np.ndarray | None = None, opset: int = 17) -> onnx.ModelProto:
+    text = f"""
+    <ir_version: 8, opset_import: ["" : {opset}]>
+    dense (float[N, 4] x) => (float[N, 3] y) {{ y = MatMul (x, w) }}"""
+    proto = onnx.parser.parse_model(text)
+    value = np.ones((4, 3), np.float32) if weight is None else weight
+    proto.graph.initializer.append(numpy_helper.from_array(value, "w"))
+    return proto
+
+
+def _external(location: str, **entries: int) -> onnx.ModelProto:
+    proto = _proto()
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return proto
+
+
+def _huge() -> onnx.ModelProto:
+    proto = _proto()
+    proto.graph.initializer[0].dims[:] = [1 << 40, 1 << 10]
+    return proto
+
+
+def _quantized() -> onnx.ModelProto:
+    proto = _proto()
+    node = helper.make_node("QuantizeLinear", ["y", "s"], ["z"], name="quantizer")
+    proto.graph.node.append(node)
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(1), "s"))
+    return proto
+
+
+def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
+    return lambda: make().SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lambda: b"", "is empty"),
+        (lambda: b"this is no model\n" * 20, "not an ONNX model"),
+        (lambda: _proto().SerializeToString()[:60], "model"),
+        (lambda: onnx.ModelProto(ir_version=8).SerializeToString(), "no graph"),
+        (_bytes(lambda: _proto(opset=6)), "opset 6 is not supported"),
+        (_bytes(lambda: _proto(np.full((4, 3), np.nan, np.float32))), "'w' holds NaN"),
+        (_bytes(_quantized), "already quantized"),
+        (_bytes(_huge), "'w' declares"),
+        (_bytes(lambda: _external("../outside.bin")), "outside the model's folder"),
+        (_bytes(lambda: _external("/etc/passwd")), "outside the model's folder"),
+        (_bytes(lambda: _external("missing.bin")), "is missing"),
+        (_bytes(lambda: _external("short.bin")), "does not hold them"),
+        (_bytes(lambda: _external("link.bin")), "outside the model's folder"),
+    ],
+    ids=["empty", "text", "truncated", "no-graph", "old-opset", "nan", "quantized", "huge",
+         "parent", "absolute", "missing", "short", "link"],
+)  # fmt: skip
+def test_bad_files_get_one_line(tmp_path: Path, content: Callable[[], bytes], said: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "outside.bin").write_bytes(bytes(48))
+    (folder / "short.bin").write_bytes(bytes(10))
+    (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
+    path = folder / "model.onnx"
+    path.write_bytes(content())
+    with pytest.raises(ModelError, match=said) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_directory(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        load(tmp_path / "absent.onnx")
+    with pytest.raises(ModelError, match="is a directory"):
+        load(tmp_path)
+
+
+def test_external_data_beside_the_model_is_read(tmp_path: Path) -> None:
+    weight = np.arange(12, dtype=np.float32).reshape(4, 3)
+    (tmp_path / "data.bin").write_bytes(bytes(8) + weight.tobytes())
+    path = tmp_path / "model.onnx"
+    path.write_bytes(_external("data.bin", offset=8, length=48).SerializeToString())
+    model = load(path)
+    np.testing.assert_array_equal(model.initializers["w"], weight)
+    assert model.source_bytes == path.stat().st_size + 56
+
+
+def test_custom_domain_is_kept() -> None:
+    proto = _proto()
+    proto.opset_import.add(domain="my.domain", version=1)
+    proto.graph.node[0].output[0] = "h"
+    proto.graph.node.append(helper.make_node("Odd", ["h"], ["y"], name="o", domain="my.domain"))
+    assert [node.op_type for node in from_proto(proto).nodes] == ["MatMul", "Odd"]
+
+
+def test_weights_listed_as_inputs_are_constants() -> None:
+    proto = _proto()
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 3]))
+    assert from_proto(proto).inputs == ("x",)
+
+
+def test_local_functions_are_inlined() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    outer (float[N, 4] x) => (float[N, 4] y) { y = local.twice (x) }
+    <domain: "local", opset_import: ["" : 17]>
+    twice (a) => (b) { b = Add (a, a) }"""
+    model = from_proto(onnx.parser.parse_model(text))
+    assert [node.op_type for node in model.nodes] == ["Add"]
+
+
+def test_the_source_is_not_edited() -> None:
+    proto = _proto()
+    before = proto.SerializeToString()
+    from_proto(proto)
+    assert proto.SerializeToString() == before
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 17, 21, 22, 25])
+def test_opsets_are_brought_up_to_21(opset: int) -> None:
+    model = from_proto(_proto(opset=opset))
+    assert model.opset == max(21, opset)
+    assert model.source_opset == opset
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(Session(model.proto).run({"x": x})["y"], 4)

@@ -1,0 +1,133 @@
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onnxbrecq.calibrate import activation_bits
+from onnxbrecq.graph.blocks import CHAIN_LAYERS, partition
+from onnxbrecq.graph.load import from_proto
+from onnxbrecq.graph.model import Model
+from onnxbrecq.graph.points import find_points
+from onnxbrecq.recipe import Recipe
+
+
+def _model(body: str, weights: dict[str, tuple[int, ...]], domains: str = "") -> Model:
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17{domains}]>
+    graph (float[N, 4, 6, 6] x) => (y) {{
+        low = Constant <value = float {{0}}> ()
+        high = Constant <value = float {{6}}> ()
+        {body} }}"""
+    proto = onnx.parser.parse_model(text)
+    random = np.random.default_rng(0)
+    for name, shape in weights.items():
+        array = random.normal(size=shape).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    proto = onnx.shape_inference.infer_shapes(proto)
+    if not proto.graph.output[0].type.tensor_type.HasField("shape"):  # behind a custom operator
+        output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None] * 4)
+        proto.graph.output[0].CopyFrom(output)
+    return from_proto(proto)
+
+
+_W = {f"w{i}": (4, 4, 1, 1) for i in range(9)}
+
+
+def test_an_activation_function_belongs_to_the_quantizer_behind_it() -> None:
+    body = "a = Conv (x, w0) b = Relu (a) c = Conv (b, w1) d = Clip (c, low, high) y = Conv (d, w2)"
+    points = find_points(_model(body, _W)).points
+    activations = {n for n, p in points.items() if p.kind == "activation"}
+    assert activations == {"x", "b", "d", "y"}
+    assert (points["b"].nonnegative, points["b"].ceiling) == (True, None)
+    assert (points["d"].nonnegative, points["d"].ceiling) == (True, 6)
+
+
+def test_a_residual_sum_is_quantized_on_both_sides() -> None:
+    body = "a = Conv (x, w0) b = Conv (a, w1) c = Add (b, a) d = Relu (c) y = Conv (d, w2)"
+    points = find_points(_model(body, _W))
+    assert {"a", "b", "d"} <= points.points.keys()
+    assert "c" not in points.points
+
+
+def test_bits_asked_for_hold_for_what_layers_read() -> None:
+    body = "a = Conv (x, w0) b = Conv (a, w1) c = Add (b, a) d = Conv (c, w2) y = Conv (d, w3)"
+    bits = activation_bits(find_points(_model(body, _W)), Recipe(activations=4))
+    # x and d feed the first and the last layer, b only the sum, y nothing
+    assert bits == {"x": 8, "a": 4, "b": 8, "c": 4, "d": 8, "y": 8}
+
+
+def test_carriers_share_the_quantizer_of_their_input() -> None:
+    body = """a = Conv (x, w0) b = MaxPool <kernel_shape = [2, 2]> (a)
+    c = Transpose <perm = [0, 1, 3, 2]> (b) y = Conv (c, w1)"""
+    points = find_points(_model(body, _W)).points
+    assert {points[name].group for name in "abc"} == {"a"}
+    assert points["a"].layers == points["c"].layers != ()
+
+
+def test_a_classifier_keeps_float_logits() -> None:
+    body = "a = Conv (x, w0) b = GlobalAveragePool (a) c = Flatten (b) y = Gemm (c, v)"
+    points = find_points(_model(body, {**_W, "v": (4, 3)}))
+    assert "y" not in points.points
+    assert {"a", "b", "c"} <= points.points.keys()
+
+
+@pytest.mark.parametrize(
+    ("body", "op", "reason"),
+    [
+        ("a = Conv (x, w0) y = ConvTranspose (a, w1)", "ConvTranspose", "no integer"),
+        ("a = Conv (x, w0) b = Conv (x, w1) y = MatMul (a, b)", "MatMul", "activations"),
+        ("a = Conv (x, w0) y = Softmax (a)", "Softmax", "no integer kernel"),
+        ("a = Conv (x, w0) y = my.domain.Odd (a)", "Odd", "custom domain"),
+    ],
+    ids=["transposed", "two-activations", "softmax", "custom"],
+)
+def test_what_stays_float_says_why(body: str, op: str, reason: str) -> None:
+    found = find_points(_model(body, _W, ', "my.domain" : 1')).float_nodes
+    assert [node for node in found if node.op == op and reason in node.reason]
+
+
+_NETS = {
+    "chain": "".join(
+        f"a{i} = Conv (a{i - 1}, w{i}) " for i in range(1, 8)
+    ).replace("(a0,", "(x,") + "y = Relu (a7)",
+    "residual": """a = Conv (x, w0) b = Relu (a) c = Conv (b, w1) d = Relu (c) e = Conv (d, w2)
+        f = Add (e, b) g = Relu (f) y = Conv (g, w3)""",
+    "inverted": """a = Conv (x, w0) b = Clip (a, low, high) c = Conv (b, w1) d = Conv (c, w2)
+        e = Clip (d, low, high) f = Conv (e, w3) g = Add (f, c) y = Conv (g, w4)""",
+    "crossing": """a = Conv (x, w0) b = Conv (x, w1) c = Conv (a, w2) d = Conv (b, w3)
+        e = Add (c, b) f = Add (d, a) y = Concat <axis = 1> (e, f)""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", _NETS.values(), ids=_NETS)
+def test_every_node_is_in_one_block_and_inputs_come_first(body: str) -> None:
+    model = _model(body, _W)
+    blocks = partition(model)
+    assert [name for block in blocks for name in block.nodes] == [n.name for n in model.nodes]
+    known = set(model.inputs)
+    for block in blocks:
+        assert set(block.inputs) <= known
+        known |= set(block.outputs)
+    assert set(model.outputs) <= known
+    assert len({block.name for block in blocks}) == len(blocks)
+
+
+def test_a_residual_branch_is_one_block() -> None:
+    blocks = partition(_model(_NETS["residual"], _W))
+    # Without names of their own nodes are called after their operators.
+    sums = [block for block in blocks if "Add" in block.nodes]
+    assert len(sums) == 1
+    assert len(sums[0].weights) == 2
+
+
+def test_chains_are_grouped_and_close_at_a_linear_bottleneck() -> None:
+    inverted = [len(b.weights) for b in partition(_model(_NETS["inverted"], _W))]
+    assert inverted == [2, 2, 1]  # stem and its linear projection; the branch; the last layer
+    body = "".join(f"a{i} = Conv (a{i - 1}, w{i}) r{i} = Relu (a{i}) " for i in range(1, 8))
+    for i in range(1, 8):
+        body = body.replace(f"Conv (a{i},", f"Conv (r{i},")
+    body = body.replace("(a0,", "(x,").replace("r7 =", "y =")
+    sizes = [len(block.weights) for block in partition(_model(body, _W))]
+    assert sizes == [3, 3, 1]
+    assert max(sizes) == CHAIN_LAYERS

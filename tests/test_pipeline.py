@@ -1,0 +1,71 @@
+"""The whole way on a small network: the file, the figures, the same bytes again."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxbrecq
+from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.recipe import Recipe, Reconstruction
+from onnxbrecq.runtime.session import Session
+
+_RECIPE = Recipe(
+    weights=4, activations=8, threads=1, reconstruction=Reconstruction(iterations=40, batch_size=8)
+)
+
+
+@pytest.fixture
+def path(proto: onnx.ModelProto, tmp_path: Path) -> Path:
+    file = tmp_path / "residual.onnx"
+    onnx.save(proto, file)
+    return file
+
+
+def _labelled(path: Path, data: Dataset) -> Dataset:
+    logits = Session(path).run(data.inputs)["logits"]
+    return dataclasses.replace(data, labels=logits.argmax(axis=1).astype(np.int64))
+
+
+def test_the_same_inputs_give_the_same_bytes(path: Path, data: Dataset, tmp_path: Path) -> None:
+    outputs = [tmp_path / "first.onnx", tmp_path / "second.onnx"]
+    for output in outputs:
+        onnxbrecq.quantize(path, data, _RECIPE, output=output)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_the_result_tells_what_the_file_is(path: Path, data: Dataset) -> None:
+    labelled = _labelled(path, data)
+    result = onnxbrecq.quantize(path, data, _RECIPE, evaluation=labelled)
+    output = path.with_name("residual.quant.onnx")
+    assert result.output.size_bytes == output.stat().st_size
+    assert [layer.weight_bits for layer in result.layers] == [8, 4, 4, 8]
+    assert result.accuracy is not None
+    assert result.accuracy.float == 100
+    logits = Session(output).run(labelled.inputs)["logits"]
+    measured = 100 * float((logits.argmax(axis=1) == labelled.labels).mean())
+    assert result.accuracy.quantized == pytest.approx(measured)
+    assert result.execution[0].integer_macs_fraction == 1
+    assert json.loads(json.dumps(result.as_json()))["schema_version"] == 1
+    again = onnxbrecq.validate(output, path, evaluation=labelled, recipe=_RECIPE)
+    assert again.accuracy == result.accuracy
+    assert again.layers == result.layers
+
+
+def test_an_existing_output_is_kept_without_force(path: Path, data: Dataset) -> None:
+    output = path.with_name("residual.quant.onnx")
+    output.write_bytes(b"mine")
+    with pytest.raises(onnxbrecq.OutputError, match="exists"):
+        onnxbrecq.quantize(path, data, _RECIPE)
+    assert output.read_bytes() == b"mine"
+
+
+def test_values_that_are_not_finite_are_found_where_they_arise(path: Path, data: Dataset) -> None:
+    broken = np.array(data.inputs["x"])
+    broken[3] = 3e38  # finite itself; the first convolution overflows
+    with pytest.raises(onnxbrecq.DataError, match="NaN or infinite"):
+        onnxbrecq.quantize(path, Dataset({"x": broken}), _RECIPE)
+    assert not path.with_name("residual.quant.onnx").exists()

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxbrecq.calibrate import calibrate
+from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.emit.emit import emit
+from onnxbrecq.emit.targets import ORT_CPU
+from onnxbrecq.errors import PlanError
+from onnxbrecq.graph.model import Model
+from onnxbrecq.graph.points import find_points
+from onnxbrecq.plan import QType, QuantPlan, TensorQuant
+from onnxbrecq.recipe import Recipe
+
+
+def _plan() -> QuantPlan:
+    weight = TensorQuant(
+        QType(2, "half"),
+        np.array([0.5, 0.25], np.float32),
+        np.zeros(2, np.int32),
+        0,
+        np.array([[0, 1, 2], [3, 2, 1]], np.uint8),
+    )
+    data = TensorQuant(QType(8, "affine"), np.array(0.1, np.float32), np.array(7, np.int32))
+    biases = {"b:bias": np.array([1, -2], np.float32)}
+    return QuantPlan({"w": weight, "x:scale": data}, biases, "abc", {"weights": 2})
+
+
+def test_a_plan_survives_disk_unchanged(tmp_path: Path) -> None:
+    plan, path = _plan(), tmp_path / "plan.safetensors"
+    plan.save(path)
+    loaded = QuantPlan.load(path)
+    assert loaded == plan
+    assert loaded.tensors["w"].levels is not None
+    assert loaded.tensors["w"].levels.dtype == np.uint8
+    assert loaded.tensors["x:scale"].axis is None
+
+
+def test_a_reloaded_plan_emits_the_same_bytes(model: Model, data: Dataset, tmp_path: Path) -> None:
+    plan = calibrate(model, find_points(model), data, Recipe(weights=2, activations=4))
+    plan.save(tmp_path / "plan.safetensors")
+    loaded = QuantPlan.load(tmp_path / "plan.safetensors")
+    first, second = (emit(model, p, ORT_CPU).SerializeToString() for p in (plan, loaded))
+    assert first == second
+
+
+def test_a_changed_plan_is_unequal() -> None:
+    plan = _plan()
+    assert plan.updated({}, {"b:bias": np.array([1, 2], np.float32)}) != plan
+    assert plan.updated({"w": plan.tensors["x:scale"]}) != plan
+
+
+@pytest.mark.parametrize("content", [b"", b"no plan at all", b"\x10" * 64], ids=str)
+def test_a_damaged_plan_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "plan.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(PlanError, match=r"plan\.safetensors"):
+        QuantPlan.load(path)
+
+
+def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="missing"):
+        QuantPlan.load(tmp_path / "missing")
