@@ -39,7 +39,7 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
 @click.option("--effort", metavar="fast|balanced|best", help=f"Default {Recipe.effort}.")
 @click.option("--target", metavar="NAME", help=f"The runtime; default {Recipe.target}.")
 @click.option("--seed", type=int, help=f"Of every random choice; default {Recipe.seed}.")
-@click.option("--device", metavar="auto|cpu|cuda", help=f"Default {Recipe.device}.")
+@click.option("--device", metavar="auto|cpu", help=f"Default {Recipe.device}.")
 @measuring
 @common
 @click.pass_context

@@ -28,7 +28,8 @@ from onnxbrecq.progress import Progress
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.bridge import BridgeError, TorchBlock, import_block
 from onnxbrecq.recon.fisher import FisherSweep
-from onnxbrecq.recon.optimise import BlockData, Problem, reconstruct
+from onnxbrecq.recon.optimise import BlockData, Problem, reconstruct, steps
+from onnxbrecq.recon.resources import threads_limited
 from onnxbrecq.report.result import BlockFacts
 from onnxbrecq.runtime.cache import ActivationCache
 from onnxbrecq.runtime.session import Session, run_batches
@@ -91,6 +92,11 @@ class _Outcome:
 
 def walk(task: Task, plan: QuantPlan, progress: Progress) -> Walk:
     """Improves `plan` (round-to-nearest decisions for all points) block after block."""
+    with threads_limited(task.recipe.threads):
+        return _walk(task, plan, progress)
+
+
+def _walk(task: Task, plan: QuantPlan, progress: Progress) -> Walk:
     parts = [_import(task, block) for block in task.blocks]
     weights = _fisher(task, parts, progress)
     floats, quantized = ActivationCache(task.data.inputs), ActivationCache(task.data.inputs)
@@ -133,9 +139,10 @@ def _improved(task: Task, part: _Part, plan: QuantPlan, data: BlockData, *, seed
     outputs = _run(task, part, plan, data.inputs)
     before = after = relative_error(outputs, data.targets, data.weights)
     note, iterations = part.reason, 0
-    candidate = _learned(task, part, plan, data, seed)
-    if candidate is not None:
-        iterations = task.recipe.schedule()[0]
+    problem = _problem(task, part, plan)
+    if problem is not None:
+        iterations = steps(problem, task.recipe)
+        candidate = _learned(task, problem, data, seed)
         tried = _run(task, part, candidate, data.inputs)
         error = relative_error(tried, data.targets, data.weights)
         if error < before:
@@ -148,10 +155,8 @@ def _improved(task: Task, part: _Part, plan: QuantPlan, data: BlockData, *, seed
     return _Outcome(plan, outputs, facts)
 
 
-def _learned(
-    task: Task, part: _Part, plan: QuantPlan, data: BlockData, seed: int
-) -> QuantPlan | None:
-    """The plan with what the block learned; None where there is nothing to learn."""
+def _problem(task: Task, part: _Part, plan: QuantPlan) -> Problem | None:
+    """What the block can learn; None where there is nothing, or no wish to."""
     weights = [name for name in part.block.weights if name in plan.tensors]
     if part.torch is None or not weights or not task.recipe.schedule()[0]:
         return None
@@ -161,10 +166,14 @@ def _learned(
         for name in (*weights, *biases)
         if name is not None
     }
-    problem = Problem(part.torch, plan, task.points, _heads(part, task.points, plan), constants)
-    on_grid = dataclasses.replace(data, inputs=_on_grid(task.model, plan, data.inputs))
+    return Problem(part.torch, plan, task.points, _heads(part, task.points, plan), constants)
+
+
+def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> QuantPlan:
+    """The plan with what the block learned."""
+    on_grid = dataclasses.replace(data, inputs=_on_grid(task.model, problem.plan, data.inputs))
     learned = reconstruct(problem, on_grid, task.recipe, seed)
-    return plan.updated(_grouped(learned.tensors, task.points), learned.biases)
+    return problem.plan.updated(_grouped(learned.tensors, task.points), learned.biases)
 
 
 def _import(task: Task, block: Block) -> _Part:

@@ -14,6 +14,7 @@ Effort = Literal["fast", "balanced", "best"]
 WEIGHT_BITS = (2, 3, 4, 8)
 ACTIVATION_BITS = (2, 3, 4, 8)
 EFFORTS = ("fast", "balanced", "best")
+DEVICES = ("auto", "cpu")  # learning on a GPU is not built yet
 TARGETS = ("ort-cpu",)
 
 
@@ -140,7 +141,7 @@ class Recipe:
         _one_of("first_last", self.first_last, WEIGHT_BITS)
         _one_of("effort", self.effort, EFFORTS)
         _one_of("target", self.target, TARGETS)
-        _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        _one_of("device", self.device, DEVICES)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise RecipeError(f"max_drop = {self.max_drop}: want percentage points from 0 to 100")
         if self.threads is not None and self.threads < 1:

@@ -29,8 +29,8 @@ from onnxbrecq.graph.points import Points
 from onnxbrecq.plan import QuantPlan, TensorQuant
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.recon.bridge import TorchBlock
-from onnxbrecq.recon.memory import buffers_kept
 from onnxbrecq.recon.quantizers import LearnedBias, LearnedStep, SoftRounding
+from onnxbrecq.recon.resources import buffers_kept
 
 _WARM_UP = 0.2  # share of the steps without regularizer, as in the authors' code
 _SOFT = 0.85  # share of the steps in which weights are soft; then scales and biases settle
@@ -152,7 +152,7 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
     model = _quantized(problem, settings.drop, generator)
     optimizer = _optimizer(model, settings)
     source = _Source(data, generator)
-    iterations, batch_size = recipe.schedule()
+    iterations, batch_size = steps(problem, recipe), recipe.schedule()[1]
     drop = settings.drop if _coarse(data.inputs, problem.plan) else 0.0
     half = _coarse(problem.constants, problem.plan) and _fast_bfloat16()
     with buffers_kept():
@@ -171,6 +171,13 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
             optimizer.step()
             model.constrain()
     return model.hardened()
+
+
+def steps(problem: Problem, recipe: Recipe) -> int:
+    """Optimiser steps for the block; a quarter where all is 8 bits and little is left to learn."""
+    iterations = recipe.schedule()[0]
+    coarse = _coarse((*problem.constants, *problem.heads), problem.plan)
+    return iterations if coarse else -(-iterations // 4)
 
 
 def _coarse(names: Iterable[str], plan: QuantPlan) -> bool:

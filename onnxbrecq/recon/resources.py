@@ -1,4 +1,4 @@
-"""Memory that is kept instead of given back between two steps of the optimiser.
+"""The process's memory and threads while blocks are learned.
 
 glibc returns every large buffer to the kernel when it is freed, and the kernel clears its pages
 again at the next step: on a MobileNetV2 block that costs more than the arithmetic (measured: 1.1 to
@@ -11,9 +11,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 _KEEP = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
 _USUAL = ((_M_MMAP_MAX, 65536), (_M_TRIM_THRESHOLD, 128 << 10), (_M_TOP_PAD, 0))
+
+
+@contextmanager
+def threads_limited(count: int | None) -> Iterator[None]:
+    """Within the context torch uses `count` threads (None: as many as before)."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(count or usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 @contextmanager
