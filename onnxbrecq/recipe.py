@@ -83,7 +83,7 @@ class Reconstruction:
     rounding_rate: float = 3e-2
     scale_rate: float = 1e-3
     bias_rate: float = 1e-2
-    loss: Literal["mse", "fisher"] = "fisher"
+    loss: Literal["mse", "fisher"] = "mse"
     regularization: float = 0.1
     drop: float = 0.5
 
