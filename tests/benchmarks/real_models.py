@@ -403,7 +403,7 @@ def main() -> None:
     parser.add_argument("--methods", default="onnxbrecq,onnxruntime")
     parser.add_argument("--baseline", choices=["nearest"], help="adds rows of this method")
     parser.add_argument("--effort", default="balanced")
-    parser.add_argument("--calibration", type=int, default=256, help="samples")
+    parser.add_argument("--calibration", type=int, default=1024, help="samples, at most")
     parser.add_argument("--evaluation", type=int, default=650, help="samples")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, required=True)
