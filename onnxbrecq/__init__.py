@@ -8,8 +8,6 @@ onnxruntime.
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,21 +70,6 @@ _HOMES = {
     "quantize": "onnxbrecq.pipeline",
     "validate": "onnxbrecq.pipeline",
 }
-
-
-class _Package(ModuleType):
-    """This package: its name `validate` is the function, not the subpackage.
-
-    Python binds a subpackage to its name in the parent when it is first imported, which would
-    hide the function from whoever comes later (test_validate_is_the_function).
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> object:

@@ -30,8 +30,8 @@ from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_
 from onnxbrecq.report.result import BlockFacts, Result
 from onnxbrecq.runtime.doctor import environment
 from onnxbrecq.runtime.session import Session
-from onnxbrecq.validate.validation import Validation
-from onnxbrecq.validate.validation import validate as validate_files
+from onnxbrecq.validation.validate import Validation
+from onnxbrecq.validation.validate import validate as validate_files
 
 PathLike = str | os.PathLike[str]
 

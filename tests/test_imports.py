@@ -41,11 +41,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "report": (*LEAVES, "graph", "emit", "report"),
     "runtime": (*LEAVES, "graph", "data", "emit", "runtime"),
     "recon": (*LEAVES, "graph", "data", "recon"),
-    "validate": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validate"),
+    "validation": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validation"),
     "calibrate": (*LEAVES, "graph", "data", "emit", "runtime"),
     "blockwise": (*LEAVES, "graph", "data", "emit", "runtime", "recon", "report"),
     "pipeline": (
-        *LEAVES, "output", "graph", "data", "emit", "runtime", "recon", "report", "validate",
+        *LEAVES, "output", "graph", "data", "emit", "runtime", "recon", "report", "validation",
         "calibrate", "blockwise",
     ),
 }  # fmt: skip

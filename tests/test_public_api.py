@@ -23,18 +23,6 @@ def test_importing_loads_no_part_of_the_package() -> None:
     assert loaded == "[]"
 
 
-@pytest.mark.parametrize(
-    "before",
-    ["", "import onnxbrecq.validate.gate; ", "from onnxbrecq import quantize; ",
-     "from onnxbrecq.validate.gate import judge; ", "import onnxbrecq.pipeline; "],
-)  # fmt: skip
-def test_validate_is_the_function(before: str) -> None:
-    """Python would bind the subpackage of that name over it when it is first imported."""
-    assert python(f"{before}import onnxbrecq; print(type(onnxbrecq.validate).__name__)") == (
-        "function"
-    )
-
-
 def test_version_is_that_of_the_installed_package() -> None:
     assert onnxbrecq.__version__ == metadata.version("onnxbrecq")
 

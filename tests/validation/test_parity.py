@@ -7,7 +7,7 @@ import onnx.parser
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.graph.model import Model
 from onnxbrecq.runtime.session import Session
-from onnxbrecq.validate.parity import SAMPLES, output_scales, parity
+from onnxbrecq.validation.parity import SAMPLES, output_scales, parity
 
 
 def test_differences_are_counted_in_steps(

@@ -1,7 +1,7 @@
 import pytest
 
 from onnxbrecq.report.result import Accuracy, Fidelity
-from onnxbrecq.validate.gate import judge
+from onnxbrecq.validation.gate import judge
 
 
 def accuracy(drop: float) -> Accuracy:

@@ -5,7 +5,7 @@ import pytest
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.errors import DataError, ModelError
 from onnxbrecq.runtime.session import Session
-from onnxbrecq.validate.fidelity import SQNR_CEILING_DB, compare, fidelity, sqnr_db
+from onnxbrecq.validation.fidelity import SQNR_CEILING_DB, compare, fidelity, sqnr_db
 
 
 def session(text: str) -> Session:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxbrecq.errors import DataError
-from onnxbrecq.validate.accuracy import top1_accuracy
+from onnxbrecq.validation.accuracy import top1_accuracy
 
 
 def test_accuracies_by_hand() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from onnxbrecq.graph.model import Model
 from onnxbrecq.runtime.kernels import ExecutedNode
-from onnxbrecq.validate.coverage import coverage
+from onnxbrecq.validation.coverage import coverage
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from onnxbrecq.report.result import Accuracy, Execution, Fidelity, Gate, Parity
 from onnxbrecq.runtime.kernels import executed
 from onnxbrecq.runtime.latency import paired_latency
 from onnxbrecq.runtime.session import PROVIDER, Session
-from onnxbrecq.validate.accuracy import top1_accuracy
-from onnxbrecq.validate.coverage import coverage
-from onnxbrecq.validate.fidelity import Comparison, compare, fidelity
-from onnxbrecq.validate.gate import judge
-from onnxbrecq.validate.parity import parity
+from onnxbrecq.validation.accuracy import top1_accuracy
+from onnxbrecq.validation.coverage import coverage
+from onnxbrecq.validation.fidelity import Comparison, compare, fidelity
+from onnxbrecq.validation.gate import judge
+from onnxbrecq.validation.parity import parity
 
 _BATCH = 32
 

@@ -9,7 +9,7 @@ from onnx import helper
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.model import Model
-from onnxbrecq.validate.validation import Validation, validate
+from onnxbrecq.validation.validate import Validation, validate
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.report.result import Parity
 from onnxbrecq.runtime.session import Session, paired_runs
-from onnxbrecq.validate.fidelity import agreement, joined, top1_predictions
+from onnxbrecq.validation.fidelity import agreement, joined, top1_predictions
 
 SAMPLES = 128
 
