@@ -128,8 +128,9 @@ def relative_error(outputs: Arrays, targets: Arrays, weights: Arrays) -> float:
         weight = weights.get(name, np.ones((), np.float32))
         for start in range(0, len(target), _RUN_BATCH):
             part = slice(start, start + _RUN_BATCH)
-            error += float((weight * np.square(outputs[name][part] - target[part])).sum())
-            energy += float((weight * np.square(target[part])).sum())
+            wanted = target[part].astype(np.float32)
+            error += float((weight * np.square(outputs[name][part] - wanted)).sum())
+            energy += float((weight * np.square(wanted)).sum())
     return error / max(energy, float(np.finfo(np.float32).tiny))
 
 

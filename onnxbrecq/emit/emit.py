@@ -14,12 +14,13 @@ A weight's levels are stored packed and decoded by nodes that the runtime folds 
 model (`onnxbrecq.emit.storage`); a bias becomes int32 at scale s_x * s_w.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import version_converter
+from onnx import numpy_helper, version_converter
 
 from onnxbrecq.emit import storage
 from onnxbrecq.emit.targets import Target
@@ -29,6 +30,7 @@ from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
 from onnxbrecq.graph.points import Layer, activation_bounds, carried, find_points
 from onnxbrecq.plan import QuantPlan, TensorQuant
 
+_CAST_PAYS = 64  # elements; below, a Cast node takes more bytes than it saves
 _INT32_LIMIT = float(2**31 - 1)
 IR_VERSIONS = {21: 10, 22: 10, 23: 11, 24: 11, 25: 12}
 
@@ -163,6 +165,9 @@ def _assembled(model: Model, proto: onnx.ModelProto, graph: GraphWriter) -> onnx
     reads = {name for node in graph.nodes for name in node_inputs(node)}
     reads |= set(model.outputs)
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in reads]
+    if model.stored_type != onnx.TensorProto.FLOAT:
+        kept, casts = _narrowed(kept, graph, model.stored_type)
+        graph.nodes[:0] = casts
     inputs, outputs = model.signature
     result = onnx.helper.make_model(
         onnx.helper.make_graph(
@@ -178,3 +183,28 @@ def _assembled(model: Model, proto: onnx.ModelProto, graph: GraphWriter) -> onnx
     opset = max(o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS)
     result.ir_version = max(proto.ir_version, IR_VERSIONS.get(opset, 10))
     return result
+
+
+def _narrowed(
+    constants: Sequence[onnx.TensorProto], graph: GraphWriter, stored_type: int
+) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
+    """Float32 constants stored in the half-precision type that the source stores them in.
+
+    They are cast back when the model is loaded, where that folds; small ones, and those that the
+    type cannot hold, stay.
+    """
+    kept, casts = [], []
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(stored_type)
+    for tensor in constants:
+        if tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) > _CAST_PAYS:
+            with np.errstate(over="ignore"):
+                half = numpy_helper.to_array(tensor).astype(dtype)
+            if np.isfinite(half.astype(np.float32)).all():
+                name = graph.name("h")
+                kept.append(numpy_helper.from_array(half, name))
+                casts.append(
+                    onnx.helper.make_node("Cast", [name], [tensor.name], to=onnx.TensorProto.FLOAT)
+                )
+                continue
+        kept.append(tensor)
+    return kept, casts

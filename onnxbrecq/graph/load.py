@@ -6,7 +6,6 @@ external data stays inside the model's folder. What follows is `onnxbrecq.graph.
 
 import hashlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,9 @@ from onnx import TensorProto, external_data_helper, numpy_helper
 
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.batch import free_batch, is_batched
-from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, tensors
 from onnxbrecq.graph.normalise import normalise
+from onnxbrecq.graph.precision import half_type
 
 _OLDEST_OPSET = 7
 _QUANTIZED = frozenset(
@@ -66,6 +66,7 @@ def from_proto(
         opset,
         path,
         notes,
+        half_type(proto) or TensorProto.FLOAT,
     )
 
 
@@ -104,7 +105,7 @@ def _fingerprint(path: Path, proto: onnx.ModelProto) -> tuple[int, str]:
     digest, size = hashlib.sha256(content), len(content)
     stub = onnx.ModelProto()
     stub.ParseFromString(content)
-    for location in sorted({_location(t) for t in _tensors(stub.graph) if _external(t)}):
+    for location in sorted({_location(t) for t in tensors(stub.graph) if _external(t)}):
         data = (path.parent / location).read_bytes()
         digest.update(data)
         size += len(data)
@@ -114,7 +115,7 @@ def _fingerprint(path: Path, proto: onnx.ModelProto) -> tuple[int, str]:
 def _load_external(proto: onnx.ModelProto, path: Path) -> None:
     """Edits `proto`: external tensors take in their bytes, from inside the model's folder only."""
     folder = path.parent.resolve()
-    for tensor in _tensors(proto.graph):
+    for tensor in tensors(proto.graph):
         if not _external(tensor):
             continue
         location = _location(tensor)
@@ -159,18 +160,6 @@ def _location(tensor: TensorProto) -> str:
     return next((str(e.value) for e in tensor.external_data if e.key == "location"), "")
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """Every constant tensor of the graph and its subgraphs."""
-    yield from graph.initializer
-    for node in graph.node:
-        for item in node.attribute:
-            if item.HasField("t"):
-                yield item.t
-            yield from item.tensors
-            for inner in [item.g] if item.HasField("g") else item.graphs:
-                yield from _tensors(inner)
-
-
 def _check(proto: onnx.ModelProto, where: str) -> int:
     """The default domain's opset, after refusing what is not a valid float model."""
     opset = max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0)
@@ -186,7 +175,7 @@ def _check(proto: onnx.ModelProto, where: str) -> int:
                 f"{where}: node {node.name or node.output[0]!r} is a {node.op_type}: the model is "
                 "already quantized; give the float model"
             )
-    for tensor in _tensors(proto.graph):
+    for tensor in tensors(proto.graph):
         _check_tensor(tensor, where)
     try:
         onnx.checker.check_model(proto)

@@ -8,7 +8,7 @@ Invariants that `onnxbrecq.graph.load` establishes and everything later relies o
   dimension is None.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ class Model:
         source_opset: the default domain's version in the file.
         path: the file, if there is one.
         notes: what normalisation did that a user should know, a line each.
+        stored_type: the onnx.TensorProto type of float constants in the file.
     """
 
     proto: onnx.ModelProto
@@ -45,6 +46,7 @@ class Model:
     source_opset: int = 0
     path: Path | None = None
     notes: tuple[str, ...] = ()
+    stored_type: int = onnx.TensorProto.FLOAT
 
     @cached_property
     def nodes(self) -> tuple[onnx.NodeProto, ...]:
@@ -109,6 +111,26 @@ class Model:
         found = {name: value.type.tensor_type.elem_type for name, value in self.value_infos.items()}
         found.update({t.name: t.data_type for t in self.proto.graph.initializer})
         return found
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and all its subgraphs."""
+    yield graph
+    for node in graph.node:
+        for item in node.attribute:
+            for inner in [item.g] if item.HasField("g") else item.graphs:
+                yield from graphs(inner)
+
+
+def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every constant tensor of the graph and its subgraphs."""
+    for part in graphs(graph):
+        yield from part.initializer
+        for node in part.node:
+            for item in node.attribute:
+                if item.HasField("t"):
+                    yield item.t
+                yield from item.tensors
 
 
 def node_inputs(node: onnx.NodeProto) -> tuple[str, ...]:

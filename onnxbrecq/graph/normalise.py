@@ -13,6 +13,7 @@ from onnx import inliner, numpy_helper, version_converter
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.folding import edit_constants
 from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
+from onnxbrecq.graph.precision import edit_precision, half_type
 
 OPSET = 21  # packed 4-bit tensors exist from here on
 _IR_VERSION = 10
@@ -34,6 +35,9 @@ def normalise(proto: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tupl
     copy, notes = _upgraded(copy, where)
     edit_sharing(copy.graph)
     copy = infer_shapes(copy, where)
+    if half_type(copy):
+        edit_precision(copy.graph)
+        copy = infer_shapes(copy, where)
     while True:
         changed = edit_constants(copy)
         changed |= edit_identities(copy.graph)
