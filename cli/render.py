@@ -64,25 +64,8 @@ def result(found: "Result", json: Path | None, *, quiet: bool) -> None:
 def inspection(found: Json, json: Path | None, *, quiet: bool) -> None:
     """Shows the structure of a model, from the JSON of `inspect`."""
     parts: list[RenderableType] = [_pairs(_model_rows(found))]
-    columns = ("block", "nodes", "layers", "MACs", "parameters")
-    rows = [
-        (
-            block["name"] + (" (island)" if block["name"] in found["islands"] else ""),
-            str(len(block["nodes"])),
-            str(len(block["weights"])),
-            _count(block["macs"]),
-            _count(block["parameters"]),
-        )
-        for block in found["blocks"]
-    ]
-    parts += _section("Blocks", columns, rows)
-    layers = [
-        (layer["name"], layer["op"], _count(layer["macs"]), _count(layer["parameters"]))
-        for layer in found["layers"]
-    ]
-    parts += _section("Layers", ("layer", "operator", "MACs", "parameters"), layers)
-    floating = [(node["name"], node["op"], node["reason"]) for node in found["float_nodes"]]
-    parts += _section("Stays float", ("node", "operator", "because"), floating)
+    columns = ("block and its nodes", "operator", "MACs", "parameters", "will run")
+    parts += _section("Blocks", columns, list(_tree_rows(found)))
     _deliver(parts, found, json, quiet=quiet)
 
 
@@ -265,8 +248,37 @@ def _model_rows(found: Json) -> Rows:
     yield "structure", f"{len(blocks)} blocks, {len(layers)} weight layers"
     yield "MACs", f"{_count(sum(layer['macs'] for layer in layers))} per sample"
     yield "parameters", _count(sum(layer["parameters"] for layer in layers))
+    quantized = [layer for layer in layers if layer["quantized"]]
+    macs, total = (sum(layer["macs"] for layer in part) for part in (quantized, layers))
+    yield (
+        "integer",
+        f"{len(quantized)} of {len(layers)} weight layers, {100 * macs / max(total, 1):.1f} % of "
+        "the MACs",
+    )
     for note in model["notes"]:
         yield "note", note
+
+
+def _tree_rows(found: Json) -> Iterator[tuple[str, ...]]:
+    """A row for each block; below it its weight layers and what stays float, in their order."""
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    floating = {node["name"]: node for node in found["float_nodes"]}
+    for block in found["blocks"]:
+        island = ", island" if block["name"] in found["islands"] else ""
+        yield (
+            block["name"],
+            f"block of {len(block['nodes'])}{island}",
+            _count(block["macs"]),
+            _count(block["parameters"]),
+            "",
+        )
+        told = [name for name in block["nodes"] if name in layers or name in floating]
+        for name in told:
+            branch = "└─" if name == told[-1] else "├─"
+            layer, node = layers.get(name), floating.get(name)
+            costs = [_count(layer[key]) if layer else "" for key in ("macs", "parameters")]
+            how = f"float: {node['reason']}" if node else "in integers"
+            yield f"{branch} {name}", (layer or node or {})["op"], *costs, how
 
 
 def _doctor_rows(found: Json) -> Rows:

@@ -1,6 +1,7 @@
 """What would be quantized, and what not, known from the graph alone."""
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ class Inspection:
     def as_json(self) -> dict[str, Any]:
         """The JSON object of `onnxbrecq inspect`."""
         by_node = {layer.name: layer for layer in self.layers}
+        block_of = {name: block.name for block in self.blocks for name in block.nodes}
+        floating = {node.name for node in self.float_nodes}
         return {
             "schema_version": 1,
             "model": {
@@ -48,24 +51,36 @@ class Inspection:
                 for block in self.blocks
             ],
             "layers": [
-                {"name": x.name, "op": x.op, "macs": x.macs, "parameters": x.parameters}
+                {
+                    "name": x.name,
+                    "op": x.op,
+                    "block": block_of[x.name],
+                    "macs": x.macs,
+                    "parameters": x.parameters,
+                    "quantized": x.name not in floating,
+                }
                 for x in self.layers
             ],
             "float_nodes": [
-                {"name": node.name, "op": node.op, "reason": node.reason}
+                {
+                    "name": node.name,
+                    "op": node.op,
+                    "block": block_of[node.name],
+                    "reason": node.reason,
+                }
                 for node in self.float_nodes
             ],
             "islands": list(self.islands),
         }
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: str | PathLike[str]) -> Inspection:
     """The structure of the model at `path`; neither runs it nor imports it into torch.
 
     Raises:
         ModelError: the file cannot be read as a model.
     """
-    model = load(path)
+    model = load(Path(path))
     blocks = partition(model)
     return Inspection(
         model,
