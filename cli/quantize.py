@@ -39,6 +39,13 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
 @click.option("--effort", metavar="fast|balanced|best", help=f"Default {Recipe.effort}.")
 @click.option("--target", metavar="NAME", help=f"The runtime; default {Recipe.target}.")
 @click.option("--seed", type=int, help=f"Of every random choice; default {Recipe.seed}.")
+@click.option(
+    "--work-dir",
+    type=PATH,
+    metavar="DIR",
+    help="Finished blocks are kept here until the output is written; default: OUTPUT.work.",
+)
+@click.option("--no-resume", is_flag=True, help="Start afresh, whatever the work-dir holds.")
 @click.option("--device", metavar="auto|cpu", help=f"Default {Recipe.device}.")
 @measuring
 @common
@@ -53,6 +60,8 @@ def quantize(
     evaluation: str | None,
     recipe: Path | None,
     json: Path | None,
+    work_dir: Path | None,
+    no_resume: bool,
     force: bool,
     quiet: bool,
     verbose: bool,
@@ -73,6 +82,8 @@ def quantize(
             wanted,
             evaluation=evaluation,
             output=output,
+            work_dir=work_dir,
+            resume=not no_resume,
             force=force,
             progress=watch,
         )

@@ -33,6 +33,7 @@ from onnxbrecq.recon.resources import threads_limited
 from onnxbrecq.report.result import BlockFacts
 from onnxbrecq.runtime.cache import ActivationCache
 from onnxbrecq.runtime.session import Session, run_batches
+from onnxbrecq.state import State
 
 Arrays = Mapping[str, NDArray[Any]]  # float32, but for token ids and the like
 
@@ -90,13 +91,16 @@ class _Outcome:
     facts: BlockFacts
 
 
-def walk(task: Task, plan: QuantPlan, progress: Progress) -> Walk:
-    """Improves `plan` (round-to-nearest decisions for all points) block after block."""
+def walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None = None) -> Walk:
+    """Improves `plan` (round-to-nearest decisions for all points) block after block.
+
+    Blocks that `state` knows are not learned again; it is told of each that was.
+    """
     with threads_limited(task.recipe.threads):
-        return _walk(task, plan, progress)
+        return _walk(task, plan, progress, state)
 
 
-def _walk(task: Task, plan: QuantPlan, progress: Progress) -> Walk:
+def _walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None) -> Walk:
     parts = [_import(task, block) for block in task.blocks]
     weights = _fisher(task, parts, progress)
     floats, quantized = ActivationCache(task.data.inputs), ActivationCache(task.data.inputs)
@@ -111,7 +115,13 @@ def _walk(task: Task, plan: QuantPlan, progress: Progress) -> Walk:
             targets=targets,
             weights={name: weights[name] for name in targets if name in weights},
         )
-        outcome = _improved(task, _checked(part, data), plan, data, seed=task.recipe.seed + i)
+        recalled = state.recall(i) if state else None
+        if recalled:
+            outcome = _recalled(task, part, plan, data, recalled)
+        else:
+            outcome = _improved(task, _checked(part, data), plan, data, seed=task.recipe.seed + i)
+        if state and not recalled:
+            state.keep(i, _difference(plan, outcome.plan), dataclasses.asdict(outcome.facts))
         plan = outcome.plan
         facts.append(outcome.facts)
         needed = {name for later in parts[i + 1 :] for name in later.block.inputs}
@@ -154,6 +164,28 @@ def _improved(task: Task, part: _Part, plan: QuantPlan, data: BlockData, *, seed
     seconds = time.perf_counter() - started
     facts = BlockFacts(part.block.name, layers, before, after, iterations, seconds, note)
     return _Outcome(plan, outputs, facts)
+
+
+def _recalled(
+    task: Task,
+    part: _Part,
+    plan: QuantPlan,
+    data: BlockData,
+    recalled: tuple[QuantPlan, Mapping[str, Any]],
+) -> _Outcome:
+    """The outcome of a block that was learned in a former run."""
+    decisions, facts = recalled
+    plan = plan.updated(decisions.tensors, decisions.biases)
+    told = BlockFacts(**{**facts, "layers": tuple(facts["layers"])})
+    return _Outcome(plan, _run(task, part, plan, data.inputs), told)
+
+
+def _difference(former: QuantPlan, plan: QuantPlan) -> QuantPlan:
+    """The decisions of `plan` that `former` does not hold."""
+    return QuantPlan(
+        {n: quant for n, quant in plan.tensors.items() if former.tensors.get(n) is not quant},
+        {n: bias for n, bias in plan.biases.items() if former.biases.get(n) is not bias},
+    )
 
 
 def _problem(task: Task, part: _Part, plan: QuantPlan) -> Problem | None:

@@ -1,6 +1,7 @@
 """The order of the stages: the only module that knows it."""
 
 import contextlib
+import dataclasses
 import os
 import resource
 import sys
@@ -30,6 +31,7 @@ from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_
 from onnxbrecq.report.result import BlockFacts, Result
 from onnxbrecq.runtime.doctor import environment
 from onnxbrecq.runtime.session import Session
+from onnxbrecq.state import digest, opened
 from onnxbrecq.validation.validate import Validation
 from onnxbrecq.validation.validate import validate as validate_files
 
@@ -60,6 +62,8 @@ def quantize(
     *,
     evaluation: PathLike | Dataset | None = None,
     output: PathLike | None = None,
+    work_dir: PathLike | None = None,
+    resume: bool = True,
     force: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -71,6 +75,9 @@ def quantize(
         recipe: what to do; None: the defaults.
         evaluation: labelled samples; None: STEM.eval.npz beside the model, else none.
         output: where to write; None: STEM.quant.onnx beside the model.
+        work_dir: where finished blocks are kept until the output is written, so that a run that
+            was cut off goes on where it was; None: OUTPUT.work beside the output.
+        resume: go on with what is there; False: start afresh.
         force: replace an existing output.
         progress: told of every step.
 
@@ -93,13 +100,16 @@ def quantize(
     points = find_points(float_model)
     with clock.stage("calibrate"):
         plan = calibrate(float_model, points, samples, recipe, progress=progress)
-    with clock.stage("reconstruct"):
-        task = Task(float_model, partition(float_model), points, samples, recipe, target)
-        walked = walk(task, plan, progress)
-    with clock.stage("emit"):
-        proto = emit(float_model, walked.plan, target)
-        _check(proto, recipe)
-        write_atomically(destination, proto.SerializeToString(deterministic=True))
+    task = Task(float_model, partition(float_model), points, samples, recipe, target)
+    folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
+    with opened(folder, _key(task), resume=resume) as state:
+        with clock.stage("reconstruct"):
+            walked = walk(task, plan, progress, state)
+        with clock.stage("emit"):
+            proto = emit(float_model, walked.plan, target)
+            _check(proto, recipe)
+            write_atomically(destination, proto.SerializeToString(deterministic=True))
+        state.discard()
     with clock.stage("validate"):
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
@@ -154,6 +164,15 @@ def _labelled(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> 
     if isinstance(data, Dataset):
         return data
     return sources.evaluation(None if data is None else str(data), model, recipe.preprocess)
+
+
+def _key(task: Task) -> dict[str, object]:
+    """What a block's decisions depend on."""
+    inputs = digest(task.data.inputs)
+    recipe = dataclasses.replace(task.recipe, max_drop=None)  # judged when all is done
+    model = {"sha256": task.model.source_sha256, "blocks": [b.name for b in task.blocks]}
+    seen = {**environment(), "onnxbrecq": version("onnxbrecq"), "cores": os.cpu_count()}
+    return {"model": model, "data": inputs, "recipe": recipe.as_json(), "environment": seen}
 
 
 def _check(proto: onnx.ModelProto, recipe: Recipe) -> None:

@@ -122,7 +122,11 @@ class QuantPlan:
         )
 
     def save(self, path: Path) -> None:
-        """Writes the plan as one safetensors file; the header holds everything but arrays."""
+        """Writes the plan as one safetensors file."""
+        path.write_bytes(self.as_bytes())
+
+    def as_bytes(self) -> bytes:
+        """The plan as a safetensors file; the header holds everything but arrays."""
         arrays: dict[str, NDArray[np.generic]] = {}
         header = {}
         for name in sorted(self.tensors):
@@ -140,7 +144,7 @@ class QuantPlan:
             "recipe": json.dumps(self.recipe, sort_keys=True),
             "tensors": json.dumps(header, sort_keys=True),
         }
-        path.write_bytes(save(arrays, metadata))
+        return save(arrays, metadata)
 
     @staticmethod
     def load(path: Path) -> "QuantPlan":

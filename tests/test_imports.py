@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recipe": ("errors",),
     "affine": ("errors", "plan"),
     "output": ("errors",),
+    "state": ("errors", "plan", "output"),
     "graph": (*LEAVES, "graph"),
     "data": (*LEAVES, "graph", "data"),
     "emit": (*LEAVES, "graph", "emit"),
@@ -43,10 +44,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recon": (*LEAVES, "graph", "data", "recon"),
     "validation": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validation"),
     "calibrate": (*LEAVES, "graph", "data", "emit", "runtime"),
-    "blockwise": (*LEAVES, "graph", "data", "emit", "runtime", "recon", "report"),
+    "blockwise": (*LEAVES, "graph", "data", "emit", "runtime", "recon", "report", "state"),
     "pipeline": (
         *LEAVES, "output", "graph", "data", "emit", "runtime", "recon", "report", "validation",
-        "calibrate", "blockwise",
+        "calibrate", "blockwise", "state",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.

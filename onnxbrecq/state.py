@@ -1,0 +1,131 @@
+"""A reconstruction's state on disk: what each finished block decided.
+
+    DIR/lock              held while a run is at work here; says which process
+    DIR/key.json          what the state belongs to: model, data, recipe, versions
+    DIR/block-0003.plan   the decisions of block 3 (`onnxbrecq.plan`)
+    DIR/block-0003.json   what happened in it; written last, so that it vouches for the plan
+
+Every file appears whole or not at all: whenever a run is killed, it loses at most the block at
+work, and since a block's random choices follow from the seed and its number alone, the resumed run
+ends with the same bytes.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxbrecq.errors import OutputError, PlanError
+from onnxbrecq.output import write_atomically
+from onnxbrecq.plan import QuantPlan
+
+_KEY, _LOCK = "key.json", "lock"
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class State:
+    """The finished blocks of one reconstruction, in `folder`."""
+
+    folder: Path
+
+    def recall(self, block: int) -> tuple[QuantPlan, Facts] | None:
+        """What the block decided and its facts; None if it is not finished, or was damaged."""
+        try:
+            facts = json.loads(self._path(block, "json").read_bytes())
+            return QuantPlan.load(self._path(block, "plan")), facts
+        except (OSError, ValueError, PlanError):
+            return None
+
+    def keep(self, block: int, decisions: QuantPlan, facts: Facts) -> None:
+        """Writes what the block decided.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_atomically(self._path(block, "plan"), decisions.as_bytes())
+        write_atomically(self._path(block, "json"), json.dumps(facts).encode())
+
+    def discard(self) -> None:
+        """Removes the state, and its folder if nothing else is in it."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+        (self.folder / _LOCK).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _path(self, block: int, kind: str) -> Path:
+        return self.folder / f"block-{block:04d}.{kind}"
+
+    def _files(self) -> list[Path]:
+        found = [*self.folder.glob("block-*.plan"), *self.folder.glob("block-*.json")]
+        return [*found, *self.folder.glob(".onnxbrecq-*.tmp"), self.folder / _KEY]
+
+
+@contextmanager
+def opened(folder: Path, key: Mapping[str, object], *, resume: bool) -> Iterator[State]:
+    """The state in `folder`, locked; empty unless it belongs to `key` and `resume` is wished.
+
+    Raises:
+        OutputError: the folder cannot be used: it holds other things, or a run is at work in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is not a folder; give another --work-dir")
+    if folder.is_dir() and not (folder / _LOCK).exists() and any(folder.iterdir()):
+        raise OutputError(f"{folder} holds other files; give another --work-dir")
+    state, text = State(folder), json.dumps(dict(key), sort_keys=True)
+    with _locked(folder):
+        if not resume or _read(folder / _KEY) != text:
+            for path in state._files():
+                path.unlink(missing_ok=True)
+            write_atomically(folder / _KEY, text.encode())
+        yield state
+
+
+def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of named arrays: names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+        for part in array:
+            found.update(np.array(part, order="C").data)
+    return found.hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Within the context no other process holds `folder`."""
+    try:
+        folder.mkdir(exist_ok=True)
+        file = (folder / _LOCK).open("a+", encoding="ascii")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{folder}: process {_read(folder / _LOCK) or 'unknown'} is at work here; wait "
+                "for it, or give another --work-dir"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
