@@ -183,7 +183,9 @@ def test_an_inspection_lists_blocks_layers_and_what_stays_float(
              "parameters": 20},
             {"name": "nms[1]", "nodes": ["nms[1]"], "weights": [], "macs": 0, "parameters": 0},
         ],
-        "layers": [{"name": "fc", "op": "Gemm", "macs": 12345, "parameters": 20}],
+        "layers": [
+            {"name": "fc", "op": "Gemm", "macs": 12345, "parameters": 20, "quantized": True}
+        ],
         "float_nodes": [{"name": "nms[1]", "op": "NonMaxSuppression", "reason": "not [bold]"}],
         "islands": ["nms[1]"],
     }  # fmt: skip
@@ -195,9 +197,10 @@ def test_an_inspection_lists_blocks_layers_and_what_stays_float(
         ["output", "y", "[]"],
         ["structure", "2", "blocks,", "1", "weight", "layers"],
         ["note", "folded"],
-        ["fc", "2", "1", "12,345", "20"],
-        ["nms[1]", "(island)", "1", "0", "0", "0"],
-        ["fc", "Gemm", "12,345", "20"],
-        ["nms[1]", "NonMaxSuppression", "not", "[bold]"],
+        ["integer", "1", "of", "1", "weight", "layers,", "100.0", "%", "of", "the", "MACs"],
+        ["fc", "block", "of", "2", "12,345", "20"],
+        ["└─", "fc", "Gemm", "12,345", "20", "in", "integers"],
+        ["nms[1]", "block", "of", "1,", "island", "0", "0"],
+        ["└─", "nms[1]", "NonMaxSuppression", "float:", "not", "[bold]"],
     ):
         assert wanted in lines
