@@ -223,7 +223,10 @@ def _checked(part: _Part, data: BlockData) -> _Part:
     """The block, as an island if torch does not compute what onnxruntime does."""
     if part.torch is None:
         return part
-    made = part.torch.arrays({n: a[:_PROBES] for n, a in data.float_inputs.items()})
+    try:
+        made = part.torch.arrays({n: a[:_PROBES] for n, a in data.float_inputs.items()})
+    except BridgeError as refusal:
+        return dataclasses.replace(part, torch=None, reason=f"island, not learned: {refusal}")
     targets = {name: array[:_PROBES] for name, array in data.targets.items()}
     error = relative_error(made, targets, {})
     if error <= _SAME:

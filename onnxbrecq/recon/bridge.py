@@ -1,14 +1,16 @@
 """Import of a block into torch: the only importer of onnx2torch.
 
-Each node is converted by onnx2torch's registry; the block is then executed by tensor name, so
-that a weight can be replaced and an activation quantized by its ONNX name without a parallel
-hierarchy of quantized modules.
+Each node is converted by onnx2torch's registry, which takes our own converters
+(`onnxbrecq.recon.converters`) first; an operator that has none in the node's version takes that of
+an older one with the same signature, or is expanded into its ONNX definition. The block is then
+executed by tensor name, so that a weight can be replaced and an activation quantized by its ONNX
+name without a parallel hierarchy of quantized modules.
 """
 
 import importlib
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,39 +19,14 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import inliner
 from torch import Tensor, nn
 
-from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, attribute
-from onnxbrecq.graph.points import find_points
-from onnxbrecq.recon.converters import CONVERTERS
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
+from onnxbrecq.recon.converters import Operator, converter, operators
 
 Hook = Callable[[Tensor], Tensor]
-
-# Versions that changed nothing but types, or added an attribute or input whose absence means the
-# former behaviour: operator → (newest version this holds for, names and arity that must be absent).
-_COMPATIBLE: Mapping[str, tuple[int, frozenset[str], int]] = {
-    "AveragePool": (22, frozenset({"dilations"}), 1),
-    "Cast": (25, frozenset({"round_mode"}), 1),
-    "Conv": (22, frozenset(), 3),
-    "ConstantOfShape": (25, frozenset(), 1),
-    "ConvTranspose": (22, frozenset(), 3),
-    "Equal": (19, frozenset(), 2),
-    "Flatten": (25, frozenset(), 1),
-    "GlobalAveragePool": (22, frozenset(), 1),
-    "GlobalMaxPool": (22, frozenset(), 1),
-    "HardSigmoid": (22, frozenset(), 1),
-    "HardSwish": (22, frozenset(), 1),
-    "Identity": (25, frozenset(), 1),
-    "InstanceNormalization": (22, frozenset(), 3),
-    "MaxPool": (22, frozenset(), 1),
-    "Pad": (25, frozenset(), 3),
-    "Reshape": (25, frozenset(), 2),
-    "Shape": (25, frozenset(), 1),
-    "Split": (18, frozenset({"num_outputs"}), 2),
-    "Squeeze": (25, frozenset(), 2),
-    "Transpose": (25, frozenset(), 1),
-    "Unsqueeze": (25, frozenset(), 2),
-}
+_EXPANSIONS = 8  # a definition may itself use operators that have to be expanded
 
 
 class _Mapping(NamedTuple):
@@ -68,10 +45,6 @@ class _Step:
     module: nn.Module
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    weight: str | None = None  # initializer that `constants` may replace
-    bias: str | None = None  # likewise
-    prefix: str | None = None  # of the module's own weight and bias; None: they are inputs
-    transposed: bool = False  # the module keeps the transpose of the weight
 
 
 class TorchBlock(nn.Module):
@@ -80,14 +53,15 @@ class TorchBlock(nn.Module):
     def __init__(
         self,
         steps: tuple[_Step, ...],
-        model: Model,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
         constants: Mapping[str, Tensor],
     ) -> None:
-        """Of the `steps` of `model`; `constants` are the initializers that the steps take."""
+        """Of the `steps` from `inputs` to `outputs`; `constants` are the initializers."""
         super().__init__()
         self.modules_ = nn.ModuleList(step.module for step in steps)
-        self.inputs = model.inputs
-        self.outputs = model.outputs
+        self.inputs = inputs
+        self.outputs = outputs
         self._steps = steps
         self._constants = dict(constants)
         for parameter in self.parameters():
@@ -103,111 +77,163 @@ class TorchBlock(nn.Module):
 
         Args:
             feed: every input of the block.
-            constants: a layer's weight or bias, by initializer name → tensor used in its place,
-                in ONNX layout.
+            constants: initializer name → tensor used in its place, in ONNX layout.
             hooks: tensor name → function applied to it as soon as it is computed.
         """
-        constants, hooks = constants or {}, hooks or {}
-        values: dict[str, Tensor] = {**self._constants, **feed}
+        hooks = hooks or {}
+        values: dict[str, Tensor] = {**self._constants, **(constants or {}), **feed}
         for step in self._steps:
-            made = _run(step, values, constants)
+            made = step.module(*(values[name] if name else None for name in step.inputs))
+            made = made if isinstance(made, (tuple, list)) else (made,)
             for name, value in zip(step.outputs, made, strict=True):
                 values[name] = hooks[name](value) if name in hooks else value
         return {name: values[name] for name in self.outputs}
 
-    def arrays(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """The float block's outputs for numpy inputs."""
-        with torch.no_grad():
-            made = self.run({name: torch.from_numpy(np.array(a)) for name, a in feed.items()})
+    def arrays(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The float block's outputs for numpy inputs.
+
+        Raises:
+            BridgeError: an operator fails on these values.
+        """
+        tensors = {name: torch.from_numpy(np.array(a)) for name, a in feed.items()}
+        try:
+            with torch.no_grad():
+                made = self.run(tensors)
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            raise BridgeError(f"torch fails: {error}") from error
         return {name: value.numpy() for name, value in made.items()}
 
 
-def _run(
-    step: _Step, values: Mapping[str, Tensor], constants: Mapping[str, Tensor]
-) -> tuple[Tensor, ...]:
-    arguments = [values[name] if name else None for name in step.inputs]
-    weight, bias = constants.get(step.weight or ""), constants.get(step.bias or "")
-    if weight is None and bias is None:
-        result = step.module(*arguments)
-    elif step.prefix is None:
-        result = step.module(arguments[0], weight)
-    else:
-        own = {} if bias is None else {f"{step.prefix}bias": bias}
-        if weight is not None:
-            own[f"{step.prefix}weight"] = weight.t() if step.transposed else weight
-        result = torch.func.functional_call(step.module, own, tuple(arguments))
-    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
-
-
 def import_block(model: Model) -> TorchBlock:
-    """The block `model` (see `onnxbrecq.graph.extract`) in torch, in evaluation mode, float32.
+    """The block `model` (see `onnxbrecq.graph.extract`) in torch, in evaluation mode.
 
     Raises:
         BridgeError: an operator has no converter, or the converter refuses the node.
     """
-    layers = find_points(model).layers
-    graph = _onnx2torch("onnx2torch.onnx_graph").OnnxGraph(model.proto.graph)
+    proto = _expanded(model.proto, model.opset)
+    graph = _onnx2torch("onnx2torch.onnx_graph").OnnxGraph(proto.graph)
     steps = []
-    for converted, node in zip(graph.nodes.values(), model.nodes, strict=True):
-        module, mapping = _convert(converted, node, graph, model.opset, model.initializers)
-        layer = layers.get(node.name)
-        owned = [n for n, _ in module.named_parameters() if n.endswith("weight")] if layer else []
-        steps.append(
-            _Step(
-                module,
-                tuple(mapping.inputs),
-                tuple(name for name in mapping.outputs if name),
-                layer.weight if layer else None,
-                layer.bias if layer else None,
-                owned[0].removesuffix("weight") if owned else None,
-                node.op_type == "Gemm" and not attribute(node, "transB", 0),
-            )
-        )
+    for converted, node in zip(graph.nodes.values(), proto.graph.node, strict=True):
+        module, mapping = _convert(converted, node, graph, model.opset)
+        outputs = tuple(name or f"unused {i}" for i, name in enumerate(mapping.outputs))
+        steps.append(_Step(module, tuple(mapping.inputs), outputs))
+    read = {name for step in steps for name in step.inputs}
     constants = {
-        name: torch.from_numpy(np.array(array)) for name, array in model.initializers.items()
-        if any(name in step.inputs for step in steps)
-    }  # fmt: skip
-    return TorchBlock(tuple(steps), model, constants).eval()
+        tensor.name: _constant(tensor) for tensor in proto.graph.initializer if tensor.name in read
+    }
+    return TorchBlock(tuple(steps), model.inputs, model.outputs, constants).eval()
+
+
+def _constant(tensor: onnx.TensorProto) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(onnx.numpy_helper.to_array(tensor)))
+    except TypeError as error:
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        raise BridgeError(f"constant {tensor.name}: torch has no type for {kind}") from error
+
+
+def _expanded(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """`proto` with operators that have no converter written out as ONNX defines them."""
+    for _ in range(_EXPANSIONS):
+        unknown = {
+            node.op_type for node in proto.graph.node
+            if node.domain in STANDARD_DOMAINS and _version(node.op_type, opset) is None
+            and _is_function(node.op_type, opset)
+        }  # fmt: skip
+        if not unknown:
+            break
+        proto = inliner.inline_selected_functions(
+            proto, [("", name) for name in sorted(unknown)], inline_schema_functions=True
+        )
+        proto = onnx.shape_inference.infer_shapes(proto)
+    return proto
+
+
+def _is_function(op_type: str, opset: int) -> bool:
+    """Whether ONNX defines the operator by others."""
+    try:
+        schema = onnx.defs.get_schema(op_type, max_inclusive_version=opset)
+    except onnx.defs.SchemaError:
+        return False
+    found = schema.has_function or schema.has_context_dependent_function  # type: ignore[attr-defined]
+    return bool(found)
 
 
 def _convert(
-    converted: Any,
-    node: onnx.NodeProto,
-    graph: Any,
-    opset: int,
-    constants: Mapping[str, NDArray[np.generic]],
-) -> tuple[nn.Module, Any]:
-    """onnx2torch's module for the node, and the tensors it takes and makes."""
-    registry = _onnx2torch("onnx2torch.node_converters.registry")
-    own = CONVERTERS.get(node.op_type)
-    module = own(node, constants) if own and node.domain in STANDARD_DOMAINS else None
-    if module is not None:
-        return module, _Mapping(tuple(node.input[:1]), tuple(node.output))
+    converted: Any, node: onnx.NodeProto, graph: Any, opset: int
+) -> tuple[nn.Module, _Mapping]:
+    """The module for the node, and the tensors it takes and makes."""
     if node.domain not in STANDARD_DOMAINS:
         raise BridgeError(f"node {node.name}: {node.domain}.{node.op_type} has no converter")
+    version = _version(node.op_type, opset)
+    if version is None:
+        raise BridgeError(f"node {node.name}: {node.op_type}-{opset} has no converter")
     try:
-        converter = registry.get_converter(node.op_type, _version(registry, node, opset))
-        module, mapping = converter(converted, graph)
+        return _registry().get_converter(node.op_type, version)(converted, graph)  # type: ignore[no-any-return]
     except (NotImplementedError, KeyError, ValueError, RuntimeError, AttributeError) as error:
         raise BridgeError(f"node {node.name} ({node.op_type}-{opset}): {error}") from error
-    return module, mapping
 
 
-def _version(registry: Any, node: onnx.NodeProto, opset: int) -> int:
-    """The operator version to look up: the current one, or the newest it is compatible with."""
-    current = onnx.defs.get_schema(node.op_type, max_inclusive_version=opset).since_version
-    known = sorted(
-        key.version
-        for key in registry._CONVERTER_REGISTRY
-        if key.operation_type == node.op_type and key.domain == onnx.defs.ONNX_DOMAIN
+def _version(op_type: str, opset: int) -> int | None:
+    """The operator version to look up; None if the registry has none that fits.
+
+    That of the operator set, or the newest older one with the same signature: then nothing
+    changed but types.
+    """
+    history = [schema for schema in _history(op_type) if schema.since_version <= opset]
+    known = {
+        key.version for key in _registry()._CONVERTER_REGISTRY
+        if key.operation_type == op_type and key.domain == onnx.defs.ONNX_DOMAIN
+    }  # fmt: skip
+    for schema in reversed(history):
+        if _signature(schema) != _signature(history[-1]):
+            return None
+        if schema.since_version in known:
+            return int(schema.since_version)
+    return None
+
+
+@cache
+def _history(op_type: str) -> Sequence[onnx.defs.OpSchema]:
+    """The operator's schemas, oldest first."""
+    found = [
+        schema for schema in onnx.defs.get_all_schemas_with_history()
+        if schema.name == op_type and schema.domain == onnx.defs.ONNX_DOMAIN
+    ]  # fmt: skip
+    return sorted(found, key=lambda schema: schema.since_version)
+
+
+def _signature(schema: onnx.defs.OpSchema) -> object:
+    """Names of inputs and outputs, and attributes with their defaults."""
+    attributes = sorted(
+        (name, item.required, item.default_value.SerializeToString())
+        for name, item in schema.attributes.items()
     )
-    if current in known or not known or node.op_type not in _COMPATIBLE:
-        return int(current)
-    newest, absent, arity = _COMPATIBLE[node.op_type]
-    used = {item.name for item in node.attribute}
-    if current > newest or used & absent or len([n for n in node.input if n]) > arity:
-        return int(current)
-    return max((v for v in known if v <= current), default=int(current))
+    names = [item.name for item in (*schema.inputs, *schema.outputs)]
+    return attributes, names
+
+
+@cache
+def _registry() -> Any:
+    """onnx2torch's registry of converters, ours in it for every version they know."""
+    registry = _onnx2torch("onnx2torch.node_converters.registry")
+    for op_type in operators():
+        for schema in _history(op_type):
+            function = converter(op_type, schema.since_version)
+            if function is not None:
+                version = int(schema.since_version)
+                key = registry.OperationDescription(onnx.defs.ONNX_DOMAIN, op_type, version)
+                registry._CONVERTER_REGISTRY.pop(key, None)
+                registry.add_converter(op_type, version)(_converting(function, version))
+    return registry
+
+
+def _converting(function: Callable[..., Any], version: int) -> Callable[[Any, Any], Any]:
+    def convert(node: Any, _graph: Any) -> tuple[nn.Module, _Mapping]:
+        mapping = _Mapping(tuple(node.input_values), tuple(node.output_values))
+        return Operator(function, node.proto, version), mapping
+
+    return convert
 
 
 @cache
