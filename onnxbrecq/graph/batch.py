@@ -1,12 +1,15 @@
 """A free batch dimension, so that many samples run at once.
 
-Zoo models are often exported for one sample. Where only reshapes hold them to it, a leading 1 in
-a Reshape's shape becomes 0 (ONNX: copy the input's dimension), which is the same for one sample.
+Zoo models are often exported for one sample. Where only constant shapes hold them to it, a leading 1
+in a Reshape's shape becomes 0 (ONNX: copy the input's dimension), and the sizes of a Resize become
+scales: the same for one sample.
 """
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+from onnxbrecq.graph.model import attribute
 
 BATCH = "N"
 
@@ -32,16 +35,76 @@ def free_batch(proto: onnx.ModelProto) -> onnx.ModelProto | None:
             return None
         fixed = fixed or shape.dim[0].HasField("dim_value")
         shape.dim[0].dim_param = BATCH
+    known: list[onnx.ValueInfoProto] = []
     if fixed:
         _free_reshapes(freed)
+        known = _free_resizes(freed)
     del freed.graph.value_info[:]
+    freed.graph.value_info.extend(known)
+    types = {value.name: value.type for value in known}
     for value in freed.graph.output:
         value.type.tensor_type.ClearField("shape")
+        if value.name in types:
+            value.type.CopyFrom(types[value.name])
     try:
         freed = onnx.shape_inference.infer_shapes(freed, data_prop=True)
     except onnx.shape_inference.InferenceError:
         return None
-    return freed if is_batched(freed) else None
+    return freed if is_batched(freed) and _carried_through(proto, freed) else None
+
+
+def _carried_through(proto: onnx.ModelProto, freed: onnx.ModelProto) -> bool:
+    """Whether what depends on an input and led with 1 leads with the batch: nothing is broadcast."""
+    before = {value.name: _dims(value) for value in proto.graph.value_info}
+    after = {value.name: _dims(value) for value in freed.graph.value_info}
+    depends = {value.name for value in proto.graph.input}
+    for node in proto.graph.node:
+        if node.op_type in ("Shape", "Size") or depends.isdisjoint(node.input):
+            continue
+        depends.update(node.output)
+    led = [
+        name for name in depends if len(before.get(name, ())) > 1 and before[name][0] in (1, BATCH)
+    ]
+    return all(after.get(name, (BATCH,))[0] == BATCH for name in led)
+
+
+def _dims(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
+
+
+def _free_resizes(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Edits `proto`: a Resize to constant sizes goes by the scales that lead to them.
+
+    Returns the types of their outputs: shape inference would lose the batch there.
+    """
+    known = []
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    values = (*proto.graph.value_info, *proto.graph.input)
+    shapes = {value.name: _dims(value) for value in values}
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    for node in proto.graph.node:
+        if node.op_type != "Resize" or len(node.input) < 4:
+            continue
+        used = {item.name for item in node.attribute}
+        region = attribute(node, "coordinate_transformation_mode") == b"tf_crop_and_resize"
+        if node.input[3] not in constants or region or used & {"axes", "keep_aspect_ratio_policy"}:
+            continue
+        sizes = numpy_helper.to_array(constants[node.input[3]])
+        before = shapes.get(node.input[0], ())
+        if len(sizes) != len(before) or sizes[0] != 1:
+            continue
+        if not all(isinstance(size, int) and size > 0 for size in before[1:]):
+            continue
+        scales = np.array([1.0, *(sizes[1:] / np.array(before[1:]))], np.float32)
+        low = np.floor(scales[1:] * np.array(before[1:], np.float32)) < sizes[1:]
+        scales[1:][low] = np.nextafter(scales[1:][low], np.float32(np.inf))
+        name = f"{node.input[3]}~{node.output[0]}"
+        proto.graph.initializer.append(numpy_helper.from_array(scales, name))
+        node.input[1:] = ["", name]
+        shape = [BATCH, *sizes[1:].tolist()]
+        kind = types.get(node.input[0], onnx.TensorProto.FLOAT)
+        known.append(onnx.helper.make_tensor_value_info(node.output[0], kind, shape))
+    return known
 
 
 def _free_reshapes(proto: onnx.ModelProto) -> None:

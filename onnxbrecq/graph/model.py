@@ -64,6 +64,12 @@ class Model:
         return tuple(value.name for value in self.proto.graph.output)
 
     @cached_property
+    def one_by_one(self) -> bool:
+        """Whether the file, and so the emitted model, takes one sample at a time."""
+        shapes = [value.type.tensor_type.shape for value in self.signature[0]]
+        return not self.batched or any(s.dim and s.dim[0].dim_value == 1 for s in shapes)
+
+    @cached_property
     def initializers(self) -> Mapping[str, NDArray[np.generic]]:
         """Constant tensors by name."""
         return {t.name: numpy_helper.to_array(t) for t in self.proto.graph.initializer}

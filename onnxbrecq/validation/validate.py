@@ -61,7 +61,7 @@ def validate(
     floating = Session(reference.proto, threads=threads)
     _check_interface(quantized, optimized, floating)
     data = samples if labelled is None else labelled
-    batch = _BATCH if reference.batched else 1
+    batch = 1 if reference.one_by_one else _BATCH
     comparison = compare(floating, optimized, data, batch, progress=progress)
     accuracy = _accuracy(data, comparison) if labelled is not None else None
     nearness = fidelity(comparison)
