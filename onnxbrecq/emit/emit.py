@@ -28,6 +28,7 @@ from onnxbrecq.emit.writer import GraphWriter
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
 from onnxbrecq.graph.points import Layer, activation_bounds, carried, find_points
+from onnxbrecq.graph.skeleton import edit_from_skeleton, skeleton
 from onnxbrecq.plan import QuantPlan, TensorQuant
 
 _CAST_PAYS = 64  # elements; below, a Cast node takes more bytes than it saves
@@ -81,7 +82,9 @@ def _names(proto: onnx.ModelProto) -> set[str]:
 def _at_opset(model: Model, opset: int) -> onnx.ModelProto:
     if opset <= model.opset:
         return model.proto
-    proto = version_converter.convert_version(model.proto, opset)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    edit_from_skeleton(proto, version_converter.convert_version(skeleton(proto), opset))
     names = {node.output[0]: node.name for node in model.nodes}
     for node in proto.graph.node:  # the converter drops node names
         node.name = names.get(node.output[0], "")

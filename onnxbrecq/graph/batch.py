@@ -1,38 +1,42 @@
 """A free batch dimension, so that many samples run at once.
 
-Zoo models are often exported for one sample. Where only constant shapes hold them to it, a leading 1
-in a Reshape's shape becomes 0 (ONNX: copy the input's dimension), and the sizes of a Resize become
-scales: the same for one sample.
+Zoo models are often exported for one sample. Where only constant shapes hold them to it, a leading
+1 in a Reshape's shape becomes 0 (ONNX: copy the input's dimension), and the sizes of a Resize
+become scales: the same for one sample.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from onnxbrecq.graph.model import attribute
+from onnxbrecq.graph.skeleton import edit_from_skeleton, skeleton
 
 BATCH = "N"
 
 
-def is_batched(proto: onnx.ModelProto) -> bool:
-    """Whether axis 0 of all inputs and outputs is one and the same symbol."""
-    values = [*proto.graph.input, *proto.graph.output]
+def is_batched(values: Sequence[onnx.ValueInfoProto]) -> bool:
+    """Whether axis 0 of all `values` is the batch."""
     return all(_leading(value) == BATCH for value in values)
 
 
-def free_batch(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """`proto` with the batch dimension named "N" on all inputs and outputs, or None.
+def edit_batch(proto: onnx.ModelProto) -> bool:
+    """Edits `proto`: the batch dimension is named "N" on all inputs and outputs, if it can be.
 
-    None if an input's first dimension is fixed to more than 1, or if shape inference does not
+    It cannot if an input's first dimension is fixed to more than 1, or if shape inference does not
     carry the symbol through to every output.
     """
-    freed = onnx.ModelProto()
-    freed.CopyFrom(proto)
+    freed = skeleton(proto)
+    weights = {value.name for value in freed.graph.input} - {v.name for v in proto.graph.input}
     fixed = False
     for value in freed.graph.input:
+        if value.name in weights:
+            continue
         shape = value.type.tensor_type.shape
         if not shape.dim or shape.dim[0].dim_value > 1:
-            return None
+            return False
         fixed = fixed or shape.dim[0].HasField("dim_value")
         shape.dim[0].dim_param = BATCH
     known: list[onnx.ValueInfoProto] = []
@@ -49,12 +53,16 @@ def free_batch(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     try:
         freed = onnx.shape_inference.infer_shapes(freed, data_prop=True)
     except onnx.shape_inference.InferenceError:
-        return None
-    return freed if is_batched(freed) and _carried_through(proto, freed) else None
+        return False
+    values = [value for value in freed.graph.input if value.name not in weights]
+    if not is_batched([*values, *freed.graph.output]) or not _carried_through(proto, freed):
+        return False
+    edit_from_skeleton(proto, freed)
+    return True
 
 
 def _carried_through(proto: onnx.ModelProto, freed: onnx.ModelProto) -> bool:
-    """Whether what depends on an input and led with 1 leads with the batch: nothing is broadcast."""
+    """Whether what depends on an input and led with 1 leads with the batch: none is broadcast."""
     before = {value.name: _dims(value) for value in proto.graph.value_info}
     after = {value.name: _dims(value) for value in freed.graph.value_info}
     depends = {value.name for value in proto.graph.input}

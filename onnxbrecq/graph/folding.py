@@ -27,7 +27,7 @@ Shape = list[int | str | None]
 def edit_constants(proto: onnx.ModelProto) -> bool:
     """Edits `proto`: folds all that can be; says whether anything was."""
     graph = proto.graph
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    constants = _Constants({t.name: t for t in graph.initializer})
     shapes = _shapes(graph)
     outputs = {value.name for value in graph.output}
     producer = {name: node for node in graph.node for name in node.output}
@@ -46,6 +46,21 @@ def edit_constants(proto: onnx.ModelProto) -> bool:
         graph.node.remove(node)
         changed = True
     return changed
+
+
+class _Constants(dict[str, NDArray[np.generic]]):
+    """Constants by name, read from their tensors when they are first asked for."""
+
+    def __init__(self, tensors: dict[str, onnx.TensorProto]) -> None:
+        super().__init__()
+        self._tensors = tensors
+
+    def __missing__(self, name: str) -> NDArray[np.generic]:
+        self[name] = numpy_helper.to_array(self._tensors[name])
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self._tensors
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:

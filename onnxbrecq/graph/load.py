@@ -6,6 +6,7 @@ external data stays inside the model's folder. What follows is `onnxbrecq.graph.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, numpy_helper
 
 from onnxbrecq.errors import ModelError
-from onnxbrecq.graph.batch import free_batch, is_batched
+from onnxbrecq.graph.batch import edit_batch
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, tensors
 from onnxbrecq.graph.normalise import normalise
 from onnxbrecq.graph.precision import half_type
+from onnxbrecq.graph.skeleton import skeleton
 
 _OLDEST_OPSET = 7
 _QUANTIZED = frozenset(
@@ -32,41 +34,43 @@ def load(path: Path) -> Model:
     Raises:
         ModelError: it is no readable, valid, float ONNX model; says what to do.
     """
-    proto = read(path)
-    size, digest = _fingerprint(path, proto)
-    return from_proto(proto, path=path, source_sha256=digest, source_bytes=size)
+    proto, files = _read(path)
+    size, digest = _fingerprint(files)
+    return _canonical(proto, path, digest, size)
 
 
-def from_proto(
-    proto: onnx.ModelProto,
-    *,
-    path: Path | None = None,
-    source_sha256: str = "",
-    source_bytes: int = 0,
-) -> Model:
+def from_proto(proto: onnx.ModelProto) -> Model:
     """The canonical model of a model in memory; `proto` itself is not edited.
 
     Raises:
         ModelError: as for `load`.
     """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return _canonical(copy, None, "", 0)
+
+
+def _canonical(proto: onnx.ModelProto, path: Path | None, sha256: str, size: int) -> Model:
+    """The canonical model of `proto`, which is used up."""
     where = str(path) if path else "the model"
     opset = _check(proto, where)
+    stored_type = half_type(proto) or TensorProto.FLOAT
     canonical, notes = normalise(proto, where)
     signature = (tuple(canonical.graph.input), tuple(canonical.graph.output))
     signature = tuple(tuple(_copied(v) for v in values) for values in signature)  # type: ignore[assignment]
-    freed = free_batch(canonical)
-    if freed is None and not is_batched(canonical):
+    batched = edit_batch(canonical)
+    if not batched:
         notes = (*notes, "the batch size is fixed: samples are processed one by one")
     return Model(
-        freed or canonical,
+        canonical,
         signature,
-        is_batched(freed or canonical),
-        source_sha256,
-        source_bytes,
+        batched,
+        sha256,
+        size,
         opset,
         path,
         notes,
-        half_type(proto) or TensorProto.FLOAT,
+        stored_type,
     )
 
 
@@ -76,6 +80,11 @@ def read(path: Path) -> onnx.ModelProto:
     Raises:
         ModelError: the file is missing, damaged, or refers to data outside its folder.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[onnx.ModelProto, list[Path]]:
+    """The model, and the files that hold it: its own, and those of external data."""
     if not path.exists():
         raise ModelError(f"{path}: no such file; give the path of an ONNX model")
     if path.is_dir():
@@ -95,20 +104,20 @@ def read(path: Path) -> onnx.ModelProto:
         ) from error
     if not proto.HasField("graph") or not proto.opset_import or not proto.graph.output:
         raise ModelError(f"{path} is not an ONNX model: it has no graph; export the model again")
+    del content  # of the size of the model
+    locations = sorted({_location(t) for t in tensors(proto.graph) if _external(t)})
     _load_external(proto, path)
-    return proto
+    return proto, [path, *(path.parent / location for location in locations)]
 
 
-def _fingerprint(path: Path, proto: onnx.ModelProto) -> tuple[int, str]:
-    """Bytes and sha256 of the file, its external data included."""
-    content = path.read_bytes()
-    digest, size = hashlib.sha256(content), len(content)
-    stub = onnx.ModelProto()
-    stub.ParseFromString(content)
-    for location in sorted({_location(t) for t in tensors(stub.graph) if _external(t)}):
-        data = (path.parent / location).read_bytes()
-        digest.update(data)
-        size += len(data)
+def _fingerprint(files: Sequence[Path]) -> tuple[int, str]:
+    """Bytes and sha256 of the files, one after another."""
+    digest, size = hashlib.sha256(), 0
+    for path in files:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+                size += len(part)
     return size, digest.hexdigest()
 
 
@@ -178,7 +187,7 @@ def _check(proto: onnx.ModelProto, where: str) -> int:
     for tensor in tensors(proto.graph):
         _check_tensor(tensor, where)
     try:
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(skeleton(proto))
     except onnx.checker.ValidationError as error:
         raise ModelError(f"{where} is not valid ONNX: {str(error).split('==>')[0]}") from error
     return int(opset)

@@ -14,6 +14,7 @@ from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.folding import edit_constants
 from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
 from onnxbrecq.graph.precision import edit_precision, half_type
+from onnxbrecq.graph.skeleton import edit_from_skeleton, infer_shapes, skeleton
 
 OPSET = 21  # packed 4-bit tensors exist from here on
 _IR_VERSION = 10
@@ -21,43 +22,34 @@ _CONVERTIBLE = 13  # the oldest opset whose DequantizeLinear takes an axis
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 
 
-def normalise(proto: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The canonical form of `proto` (see `onnxbrecq.graph.model`), and notes for the user.
+def normalise(copy: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The canonical form of `copy` (see `onnxbrecq.graph.model`), and notes for the user.
+
+    `copy` is edited on the way; what it holds afterwards is of no use.
 
     Raises:
         ModelError: the model cannot be upgraded, or shape inference contradicts it.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
     if copy.functions:
         copy = inliner.inline_local_functions(copy)
     edit_weights_as_inputs(copy.graph)
-    copy, notes = _upgraded(copy, where)
+    notes = edit_opset(copy, where)
     edit_sharing(copy.graph)
-    copy = infer_shapes(copy, where)
+    infer_shapes(copy, where)
     if half_type(copy):
         edit_precision(copy.graph)
-        copy = infer_shapes(copy, where)
+        infer_shapes(copy, where)
     while True:
         changed = edit_constants(copy)
         changed |= edit_identities(copy.graph)
         changed |= edit_batch_normalization(copy.graph)
         changed |= edit_dead_code(copy.graph)
-        copy = infer_shapes(copy, where)
+        infer_shapes(copy, where)
         if not changed:
             break
     edit_missing_biases(copy.graph)
     edit_names(copy.graph)
     return copy, notes
-
-
-def infer_shapes(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    """`proto` with the types of all tensors that inference can know, inferred anew."""
-    del proto.graph.value_info[:]
-    try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError) as error:
-        raise ModelError(f"{where}: shape inference fails: {error}") from error
 
 
 def edit_weights_as_inputs(graph: onnx.GraphProto) -> None:
@@ -68,24 +60,30 @@ def edit_weights_as_inputs(graph: onnx.GraphProto) -> None:
     graph.input.extend(inputs)
 
 
-def _upgraded(proto: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """`proto` at opset 21 or above, or as it is where the converter does not know a node."""
+def edit_opset(proto: onnx.ModelProto, where: str) -> tuple[str, ...]:
+    """Edits `proto`: to opset 21 if below, or kept where the converter does not know a node.
+
+    Returns notes for the user.
+
+    Raises:
+        ModelError: it cannot be upgraded, and is too old to hold quantized weights as it is.
+    """
     opset = max(o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS)
     proto.ir_version = max(proto.ir_version, _IR_VERSION)
     if opset >= OPSET:
-        return proto, ()
+        return ()
     try:
-        upgraded = version_converter.convert_version(proto, OPSET)
+        upgraded = version_converter.convert_version(skeleton(proto), OPSET)
     except (RuntimeError, version_converter.ConvertError) as error:
         if opset < _CONVERTIBLE:
             raise ModelError(
                 f"{where}: opset {opset} cannot be converted to {OPSET} ({error}); export the "
                 f"model with opset {_CONVERTIBLE} or above"
             ) from error
-        return proto, (f"opset {opset} kept (not convertible): weights are stored in 8 bits",)
-    upgraded.ir_version = _IR_VERSION
+        return (f"opset {opset} kept (not convertible): weights are stored in 8 bits",)
     _restore(upgraded, proto)
-    return upgraded, ()
+    edit_from_skeleton(proto, upgraded)
+    return ()
 
 
 def _restore(upgraded: onnx.ModelProto, source: onnx.ModelProto) -> None:

@@ -19,7 +19,8 @@ _HEAD = f"""# Operators in torch
 Blocks are learned in torch. This is what of the node tests of onnx {onnx.__version__} passes there,
 each case held against its expected output; an operator that ONNX defines by others is counted with
 its expanded form too. What does not pass is an *island*: it runs in ONNX Runtime between the
-blocks. Made by `tests/benchmarks/operators.py`; `tests/recon/test_backend_nodes.py` holds it to be true.
+blocks. Made by `tests/benchmarks/operators.py`; `tests/recon/test_backend_nodes.py` holds it to
+be true.
 
 | operator | passed | of | the others, because |
 | --- | --- | --- | --- |
