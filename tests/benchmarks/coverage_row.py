@@ -214,7 +214,7 @@ def measure_quantized(file: RowFile, path: Path, samples: Dataset, threads: int)
 
 
 def random_samples(model: Model) -> Dataset:
-    """Noise for images, ids within the table that they index, ones for masks."""
+    """Colours under noise for images, ids within the table that they index, ones for masks."""
     generator = np.random.default_rng(0)
     return Dataset({name: _random(model, name, generator) for name in model.inputs}, origin="noise")
 
@@ -224,6 +224,10 @@ def _random(model: Model, name: str, generator: np.random.Generator) -> NDArray[
     declared = model.shapes.get(name, (None,))
     rest = [d if d is not None else _free(i, len(declared)) for i, d in enumerate(declared)][1:]
     shape = (SAMPLES, *rest)
+    if kind.kind == "f" and len(shape) == 4:
+        coarse = torch.from_numpy(generator.standard_normal((*shape[:2], 4, 4)))
+        smooth = torch.nn.functional.interpolate(coarse, size=shape[2:], mode="bilinear").numpy()
+        return (smooth + 0.3 * generator.standard_normal(shape)).astype(kind)
     if kind.kind == "f":
         return generator.standard_normal(shape).astype(kind)
     rows = next(_tables(model, name), 0)

@@ -17,6 +17,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,52 +133,66 @@ def _roi_align(
 
 
 def randomise(model: nn.Module, sample: Tensor) -> None:
-    """Gives batch normalisations statistics of their own, jittered; LayerScale a visible size.
+    """Gives batch normalisations statistics of their own; LayerScale a visible size.
 
-    A network without batch normalisation has each layer scaled to an output of unit deviation.
+    The statistics are those of `sample` at each normalisation, then jittered; the next one sees
+    what the jitter did, so that deviations do not add up over the depth. Every layer with a bias
+    (one without batch normalisation behind it, as a rule) is scaled to an output of unit deviation:
+    a gate that is shut for all samples would leave its channels without a variance to go by.
     """
     generator = torch.Generator().manual_seed(1)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    if not norms:
-        _scale_layers(model.eval(), sample)
-    for norm in norms:
-        norm.momentum = None
-        norm.reset_running_stats()
-    if norms:
-        model.train()
-        with torch.no_grad():
-            model(sample)
-    model.eval()
-    for norm in norms:
-        for values, low, high in ((norm.running_var, 0.7, 1.4), (norm.weight.data, 0.7, 1.4)):
-            values.mul_(torch.empty(values.shape).uniform_(low, high, generator=generator))
-        norm.running_mean.add_(torch.empty(norm.num_features).normal_(generator=generator) * 0.1)
-        norm.bias.data.normal_(0, 0.1, generator=generator)
     for name, parameter in model.named_parameters():
         if name.endswith("layer_scale"):
             parameter.data.uniform_(0.1, 0.3, generator=generator)
-
-
-def _scale_layers(model: nn.Module, sample: Tensor) -> None:
-    """Divides each layer by its output's deviation on `sample`; layers of zeros are drawn first."""
-
-    def scale(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        if not layer.weight.any():  # the head of a vision transformer
-            nn.init.normal_(layer.weight)
-            output = layer.forward(*inputs)
-        deviation = output.std()
-        layer.weight.data /= deviation
-        if layer.bias is not None:
-            layer.bias.data /= deviation
-        return output / deviation
-
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(scale) for layer in layers]
+    hooks: list[Any] = []
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            hook = partial(_normalise, generator)
+            hooks.append(module.register_forward_pre_hook(hook))
+        elif isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            hooks.append(module.register_forward_hook(_scale))
+    model.eval()
     with torch.no_grad():
         model(sample)
     for hook in hooks:
         hook.remove()
+
+
+def _normalise(generator: torch.Generator, norm: nn.Module, inputs: tuple[Tensor]) -> None:
+    """Gives a batch normalisation the statistics of `inputs`, and parameters."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    value = inputs[0]
+    variance, mean = torch.var_mean(value, dim=(0, 2, 3))
+    low, high = 0.5, 1.5
+    norm.running_var = variance * torch.empty_like(mean).uniform_(low, high, generator=generator)
+    shift = 0.1 * torch.empty_like(mean).normal_(generator=generator)
+    norm.running_mean = mean + shift * variance.sqrt()
+    norm.weight.data.uniform_(low, high, generator=generator)
+    norm.bias.data.normal_(0, 0.1, generator=generator)
+
+
+def images(count: int, side: int) -> Tensor:
+    """Colours that vary over an image and from one to the next, under noise; [N, 3, side, side].
+
+    Of noise alone deep layers see only its mean, the same for every sample; what little varies
+    would then be normalised to unit variance again and again, until rounding errors are as large.
+    """
+    coarse = torch.randn(count, 3, 4, 4)
+    smooth = nn.functional.interpolate(coarse, size=side, mode="bilinear")
+    return smooth + 0.3 * torch.randn(count, 3, side, side)
+
+
+def _scale(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Divides a layer by its output's deviation; one of zeros is drawn first."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    if not layer.weight.any():  # the head of a vision transformer
+        nn.init.normal_(layer.weight)
+        output = layer.forward(*inputs)
+    deviation = output.std()
+    layer.weight.data /= deviation
+    if layer.bias is not None:
+        layer.bias.data /= deviation
+    return output / deviation
 
 
 def export(name: str, exporter: str, path: Path) -> None:
@@ -204,8 +219,8 @@ def classifier(name: str) -> tuple[nn.Module, Any]:
     if name in _AUXILIARY:
         settings["aux_logits"] = False
     model = models.get_model(name, weights=None, **settings)
-    randomise(model, torch.randn(8, 3, side, side))
-    return model, torch.randn(2, 3, side, side)
+    randomise(model, images(32, side))
+    return model, images(2, side)
 
 
 def detector(name: str) -> tuple[nn.Module, Any]:
@@ -220,8 +235,8 @@ def detector(name: str) -> tuple[nn.Module, Any]:
         threshold = {"fasterrcnn_resnet50_fpn": "box_score_thresh"}.get(name, "score_thresh")
         settings[threshold] = 0.011
     model = models.get_model(name, weights=None, weights_backbone=None, **settings)
-    randomise(model.backbone, torch.randn(2, 3, side, side))
-    return _Batched(model.eval()), torch.rand(1, 3, side, side)
+    randomise(model.backbone, images(2, side))
+    return _Batched(model.eval()), images(1, side)
 
 
 class _Batched(nn.Module):
