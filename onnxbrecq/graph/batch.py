@@ -25,8 +25,8 @@ def is_batched(values: Sequence[onnx.ValueInfoProto]) -> bool:
 def edit_batch(proto: onnx.ModelProto) -> bool:
     """Edits `proto`: the batch dimension is named "N" on all inputs and outputs, if it can be.
 
-    It cannot if an input's first dimension is fixed to more than 1, or if shape inference does not
-    carry the symbol through to every output.
+    It cannot if an input's first dimension is fixed to more than 1, or if an output's is not
+    declared free and shape inference does not carry the symbol through to it.
     """
     freed = skeleton(proto)
     weights = {value.name for value in freed.graph.input} - {v.name for v in proto.graph.input}
@@ -47,15 +47,20 @@ def edit_batch(proto: onnx.ModelProto) -> bool:
     freed.graph.value_info.extend(known)
     types = {value.name: value.type for value in known}
     for value in freed.graph.output:
-        value.type.tensor_type.ClearField("shape")
         if value.name in types:
             value.type.CopyFrom(types[value.name])
+        elif not fixed and _leading(value):
+            value.type.tensor_type.shape.dim[0].dim_param = BATCH  # as the file declares
+        else:
+            value.type.tensor_type.ClearField("shape")
     try:
         freed = onnx.shape_inference.infer_shapes(freed, data_prop=True)
     except onnx.shape_inference.InferenceError:
         return False
     values = [value for value in freed.graph.input if value.name not in weights]
-    if not is_batched([*values, *freed.graph.output]) or not _carried_through(proto, freed):
+    if not is_batched([*values, *freed.graph.output]):
+        return False
+    if fixed and not _carried_through(proto, freed):
         return False
     edit_from_skeleton(proto, freed)
     return True
@@ -70,10 +75,8 @@ def _carried_through(proto: onnx.ModelProto, freed: onnx.ModelProto) -> bool:
         if node.op_type in ("Shape", "Size") or depends.isdisjoint(node.input):
             continue
         depends.update(node.output)
-    led = [
-        name for name in depends if len(before.get(name, ())) > 1 and before[name][0] in (1, BATCH)
-    ]
-    return all(after.get(name, (BATCH,))[0] == BATCH for name in led)
+    led = [name for name in depends if before.get(name, ())[1:] and before[name][0] == 1]
+    return all(after.get(name, (BATCH,))[0] != 1 for name in led)
 
 
 def _dims(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:

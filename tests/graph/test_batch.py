@@ -61,3 +61,12 @@ def test_what_holds_to_one_sample_is_processed_one_by_one(
     model = from_proto(_model(body, **constants))
     assert not model.batched
     assert "one by one" in model.notes[0]
+
+
+def test_a_declared_batch_is_believed_where_inference_loses_it() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    graph (float[batch, 4] x) => (float[batch, 4] y) {
+        s = Shape (x) t = Abs (s) y = Reshape (x, t)
+    }"""
+    assert from_proto(onnx.parser.parse_model(text)).batched
