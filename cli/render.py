@@ -229,12 +229,16 @@ def _execution_rows(found: "Result") -> Rows:
 
 
 def _reconstructed(found: "Result") -> str:
-    better = [block for block in found.blocks if block.loss_after < block.loss_before]
+    ratios = [
+        block.loss_after / block.loss_before
+        for block in found.blocks
+        if block.loss_before and block.loss_after is not None
+    ]
+    better = [ratio for ratio in ratios if ratio < 1]
     text = f"{len(better)} of {len(found.blocks)} improved by reconstruction"
     if not better:
         return text
-    ratio = statistics.median(block.loss_after / block.loss_before for block in better)
-    return f"{text}, their loss to {100 * ratio:.0f} % (median)"
+    return f"{text}, their loss to {100 * statistics.median(better):.0f} % (median)"
 
 
 def _model_rows(found: Json) -> Rows:

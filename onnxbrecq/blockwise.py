@@ -74,12 +74,16 @@ class Walk:
 
 @dataclass(frozen=True)
 class _Part:
-    """A block as a model, and in torch (None, with the reason, for an island)."""
+    """A block as a model, and in torch (None, with the reason, for an island).
+
+    `alone`: it computes one sample at a time, not many at once.
+    """
 
     block: Block
     model: Model
     torch: TorchBlock | None
     reason: str | None
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,15 @@ def _walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None) 
     return Walk(plan, tuple(facts))
 
 
-def relative_error(outputs: Arrays, targets: Arrays, weights: Arrays) -> float:
-    """Weighted squared error of a block's outputs, relative to their weighted energy."""
+def relative_error(outputs: Arrays, targets: Arrays, weights: Arrays) -> float | None:
+    """Weighted squared error of a block's outputs, relative to their weighted energy.
+
+    None if an output has another shape than its target: the number of boxes found, say.
+    """
     error = energy = 0.0
     for name, target in targets.items():
+        if outputs[name].shape != target.shape:
+            return None
         weight = weights.get(name, np.ones((), np.float32))
         for start in range(0, len(target), _RUN_BATCH):
             part = slice(start, start + _RUN_BATCH)
@@ -150,16 +159,17 @@ def _improved(task: Task, part: _Part, plan: QuantPlan, data: BlockData, *, seed
     outputs = _run(task, part, plan, data.inputs)
     before = after = relative_error(outputs, data.targets, data.weights)
     note, iterations = part.reason, 0
-    problem = _problem(task, part, plan)
-    if problem is not None:
+    problem = None if before is None else _problem(task, part, plan)
+    if problem is not None and before is not None:
         iterations = steps(problem, task.recipe)
         candidate = _learned(task, problem, data, seed)
         tried = _run(task, part, candidate, data.inputs)
         error = relative_error(tried, data.targets, data.weights)
-        if error < before:
+        if error is not None and error < before:
             plan, outputs, after = candidate, tried, error
         else:
-            note = f"kept round-to-nearest: learning ended at loss {error:.3g}"
+            ended = "another number of outputs" if error is None else f"loss {error:.3g}"
+            note = f"kept round-to-nearest: learning ended at {ended}"
     layers = tuple(name for name in part.block.nodes if name in task.points.layers)
     seconds = time.perf_counter() - started
     facts = BlockFacts(part.block.name, layers, before, after, iterations, seconds, note)
@@ -199,7 +209,8 @@ def _problem(task: Task, part: _Part, plan: QuantPlan) -> Problem | None:
         for name in (*weights, *biases)
         if name is not None
     }
-    return Problem(part.torch, plan, task.points, _heads(part, task.points, plan), constants)
+    heads = _heads(part, task.points, plan)
+    return Problem(part.torch, part.alone, plan, task.points, heads, constants)
 
 
 def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> QuantPlan:
@@ -220,18 +231,25 @@ def _import(task: Task, block: Block) -> _Part:
 
 
 def _checked(part: _Part, data: BlockData) -> _Part:
-    """The block, as an island if torch does not compute what onnxruntime does."""
+    """The block, as an island if torch does not compute what onnxruntime does.
+
+    A block that does for one sample, but not for several at once, is learned one by one.
+    """
     if part.torch is None:
         return part
-    try:
-        made = part.torch.arrays({n: a[:_PROBES] for n, a in data.float_inputs.items()})
-    except BridgeError as refusal:
-        return dataclasses.replace(part, torch=None, reason=f"island, not learned: {refusal}")
-    targets = {name: array[:_PROBES] for name, array in data.targets.items()}
-    error = relative_error(made, targets, {})
-    if error <= _SAME:
-        return part
-    reason = f"island, not learned: torch differs from onnxruntime by {error:.1g} of the energy"
+    reason = ""
+    for count in (_PROBES, 1):
+        try:
+            made = part.torch.arrays({n: a[:count] for n, a in data.float_inputs.items()})
+        except BridgeError as refusal:
+            reason = f"island, not learned: {refusal}"
+            continue
+        targets = {name: array[:count] for name, array in data.targets.items()}
+        error = relative_error(made, targets, {})
+        if error is not None and error <= _SAME:
+            return dataclasses.replace(part, alone=count == 1)
+        off = "in shape" if error is None else f"by {error:.1g} of the energy"
+        reason = f"island, not learned: torch differs from onnxruntime {off}"
     return dataclasses.replace(part, torch=None, reason=reason)
 
 

@@ -30,7 +30,7 @@ def edit_batch(proto: onnx.ModelProto) -> bool:
     """
     freed = skeleton(proto)
     weights = {value.name for value in freed.graph.input} - {v.name for v in proto.graph.input}
-    fixed = False
+    fixed, symbols = False, set()
     for value in freed.graph.input:
         if value.name in weights:
             continue
@@ -38,6 +38,7 @@ def edit_batch(proto: onnx.ModelProto) -> bool:
         if not shape.dim or shape.dim[0].dim_value > 1:
             return False
         fixed = fixed or shape.dim[0].HasField("dim_value")
+        symbols.add(shape.dim[0].dim_param)
         shape.dim[0].dim_param = BATCH
     known: list[onnx.ValueInfoProto] = []
     if fixed:
@@ -49,7 +50,7 @@ def edit_batch(proto: onnx.ModelProto) -> bool:
     for value in freed.graph.output:
         if value.name in types:
             value.type.CopyFrom(types[value.name])
-        elif not fixed and _leading(value):
+        elif not fixed and {_leading(value)} == symbols - {""}:
             value.type.tensor_type.shape.dim[0].dim_param = BATCH  # as the file declares
         else:
             value.type.tensor_type.ClearField("shape")

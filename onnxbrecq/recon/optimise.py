@@ -68,6 +68,7 @@ class Problem:
 
     Attributes:
         block: the float block.
+        alone: the block takes one sample at a time.
         plan: the decisions so far: bits, grids and scales of everything in the block.
         points: the model's quantization points.
         heads: activations of the block that own a quantizer.
@@ -75,6 +76,7 @@ class Problem:
     """
 
     block: TorchBlock
+    alone: bool
     plan: QuantPlan
     points: Points
     heads: tuple[str, ...]
@@ -152,7 +154,7 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
     model = _quantized(problem, settings.drop, generator)
     optimizer = _optimizer(model, settings)
     source = _Source(data, generator)
-    iterations, batch_size = steps(problem, recipe), recipe.schedule()[1]
+    iterations, batch_size = steps(problem, recipe), 1 if problem.alone else recipe.schedule()[1]
     drop = settings.drop if _coarse(data.inputs, problem.plan) else 0.0
     half = _coarse(problem.constants, problem.plan) and _fast_bfloat16()
     with buffers_kept():

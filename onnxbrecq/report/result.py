@@ -34,12 +34,15 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class BlockFacts:
-    """One reconstructed block; losses relative to the energy of the block's output."""
+    """One reconstructed block; losses relative to the energy of the block's output.
+
+    They are None where the quantized block makes another number of outputs: of boxes, say.
+    """
 
     name: str
     layers: tuple[str, ...]
-    loss_before: float
-    loss_after: float
+    loss_before: float | None
+    loss_after: float | None
     iterations: int
     seconds: float
     note: str | None = None
