@@ -1,24 +1,33 @@
 """Normalisation: many ways to write a network become one.
 
-Each pass keeps what the model computes; those that do arithmetic on weights (batch normalisation)
-do it in float64. A function named `edit_...` edits the graph that it is given and says whether
-anything changed; `normalise` works on a copy.
+Each pass keeps what the model computes; those that do arithmetic on weights do it in float64. The
+passes that rewrite nodes are in `onnxbrecq.graph.passes`. A function named `edit_...` edits the
+graph that it is given and says whether anything changed; `normalise` works on a copy.
 """
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import inliner, numpy_helper, version_converter
 
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.folding import edit_constants
 from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
+from onnxbrecq.graph.passes.arithmetic import edit_constant_pairs, edit_neutral
+from onnxbrecq.graph.passes.editor import Editor
+from onnxbrecq.graph.passes.functions import edit_functions
+from onnxbrecq.graph.passes.layer_norm import edit_layer_normalization
+from onnxbrecq.graph.passes.padding import edit_auto_pads, edit_pads
+from onnxbrecq.graph.passes.scales import edit_gemms, edit_scales
 from onnxbrecq.graph.precision import edit_precision, half_type
 from onnxbrecq.graph.skeleton import edit_from_skeleton, infer_shapes, skeleton
 
 OPSET = 21  # packed 4-bit tensors exist from here on
 _IR_VERSION = 10
 _CONVERTIBLE = 13  # the oldest opset whose DequantizeLinear takes an axis
+_REWRITES = (
+    edit_neutral, edit_functions, edit_layer_normalization, edit_gemms, edit_scales,
+    edit_constant_pairs, edit_auto_pads, edit_pads,
+)  # fmt: skip
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 
 
@@ -42,7 +51,7 @@ def normalise(copy: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple
     while True:
         changed = edit_constants(copy)
         changed |= edit_identities(copy.graph)
-        changed |= edit_batch_normalization(copy.graph)
+        changed |= _rewritten(copy)
         changed |= edit_dead_code(copy.graph)
         infer_shapes(copy, where)
         if not changed:
@@ -50,6 +59,14 @@ def normalise(copy: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple
     edit_missing_biases(copy.graph)
     edit_names(copy.graph)
     return copy, notes
+
+
+def _rewritten(proto: onnx.ModelProto) -> bool:
+    """Edits `proto` by the passes that replace nodes; says whether any did."""
+    editor = Editor(proto)
+    for edit in _REWRITES:
+        edit(editor)
+    return editor.write()
 
 
 def edit_weights_as_inputs(graph: onnx.GraphProto) -> None:
@@ -146,89 +163,6 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
             for i, name in enumerate(names):
                 if name == old:
                     names[i] = new
-
-
-def edit_batch_normalization(graph: onnx.GraphProto) -> bool:
-    """A BatchNormalization goes into the Conv, ConvTranspose or Gemm that feeds only it.
-
-    With a = gamma / sqrt(var + epsilon), per output channel:
-
-        BN(W x + b) = (a W) x + (a (b - mean) + beta)
-    """
-    readers: dict[str, int] = {value.name: 1 for value in graph.output}
-    for node in graph.node:
-        for name in node_inputs(node):
-            readers[name] = readers.get(name, 0) + 1
-    producer = {name: node for node in graph.node for name in node.output}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    changed = False
-    for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
-        layer = producer.get(norm.input[0])
-        if layer is None or readers[norm.input[0]] != 1 or not _foldable(layer, norm, constants):
-            continue
-        _fold(graph, layer, norm, constants)
-        changed = True
-    return changed
-
-
-def _foldable(
-    layer: onnx.NodeProto, norm: onnx.NodeProto, constants: dict[str, onnx.TensorProto]
-) -> bool:
-    if layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
-        return False
-    if attribute(norm, "training_mode", 0):
-        return False
-    if layer.op_type == "Gemm" and (
-        attribute(layer, "alpha", 1.0) != 1.0 or attribute(layer, "beta", 1.0) != 1.0
-    ):
-        return False
-    needed = [name for name in (*layer.input[1:], *norm.input[1:]) if name]
-    return all(name in constants for name in needed) and not any(norm.output[1:])
-
-
-def _fold(
-    graph: onnx.GraphProto,
-    layer: onnx.NodeProto,
-    norm: onnx.NodeProto,
-    constants: dict[str, onnx.TensorProto],
-) -> None:
-    gamma, beta, mean, variance = (
-        numpy_helper.to_array(constants[name]).astype(np.float64) for name in norm.input[1:5]
-    )
-    epsilon = attribute(norm, "epsilon", 1e-5)
-    assert isinstance(epsilon, float)
-    factor = gamma / np.sqrt(variance + epsilon)
-    weight = numpy_helper.to_array(constants[layer.input[1]])
-    folded = weight.astype(np.float64) * _per_channel(factor, layer, weight)
-    has_bias = len(layer.input) > 2 and layer.input[2] != ""
-    bias = numpy_helper.to_array(constants[layer.input[2]]) if has_bias else np.zeros(1)
-    shifted = factor * (bias.astype(np.float64) - mean) + beta
-    for value, wish in (
-        (folded, f"{layer.output[0]}~weight"),
-        (shifted, f"{layer.output[0]}~bias"),
-    ):
-        tensor = numpy_helper.from_array(value.astype(weight.dtype), wish)
-        graph.initializer.append(tensor)
-        constants[wish] = tensor
-    inputs = [layer.input[0], f"{layer.output[0]}~weight", f"{layer.output[0]}~bias"]
-    del layer.input[:]
-    layer.input.extend(inputs)
-    layer.output[0] = norm.output[0]
-    graph.node.remove(norm)
-
-
-def _per_channel(
-    factor: NDArray[np.float64], layer: onnx.NodeProto, weight: NDArray[np.generic]
-) -> NDArray[np.float64]:
-    """`factor` [C_out] shaped to multiply the weight's output channels."""
-    if layer.op_type == "Gemm":
-        return factor[:, None] if attribute(layer, "transB", 0) else factor[None, :]
-    if layer.op_type == "Conv":
-        return factor.reshape(-1, *[1] * (weight.ndim - 1))
-    groups = attribute(layer, "group", 1)  # ConvTranspose: [C_in, C_out / groups, ...]
-    assert isinstance(groups, int)
-    rows = np.repeat(factor.reshape(groups, -1), weight.shape[0] // groups, axis=0)
-    return rows.reshape(*rows.shape, *[1] * (weight.ndim - 2))
 
 
 def edit_missing_biases(graph: onnx.GraphProto) -> None:
