@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from onnxbrecq.graph.model import attribute
 from onnxbrecq.graph.skeleton import edit_from_skeleton, skeleton
+from onnxbrecq.graph.symbols import edit_symbols
 
 BATCH = "N"
 
@@ -58,6 +59,7 @@ def edit_batch(proto: onnx.ModelProto) -> bool:
         freed = onnx.shape_inference.infer_shapes(freed, data_prop=True)
     except onnx.shape_inference.InferenceError:
         return False
+    edit_symbols(freed.graph)
     values = [value for value in freed.graph.input if value.name not in weights]
     if not is_batched([*values, *freed.graph.output]):
         return False

@@ -5,8 +5,8 @@ crosses: every path from input to output passes through that tensor, so residual
 fall inside one segment. Segments are then joined:
 
 - what holds no layer (activation functions, pooling, reshapes) belongs to the segment before it;
-- segments without branches are grouped up to `CHAIN_LAYERS` layers, and a group closes behind a
-  linear bottleneck: a layer that no activation function follows;
+- segments without branches are grouped up to `CHAIN_LAYERS` layers and `CHAIN_WEIGHTS` weights, and
+  a group closes behind a linear bottleneck: a layer that no activation function follows;
 - a segment with branches is a block of its own; one with more than `REGION_LAYERS` layers is
   split where the fewest tensors cross, into units with several inputs and outputs.
 """
@@ -20,6 +20,7 @@ from onnxbrecq.graph.model import Model, node_inputs
 from onnxbrecq.graph.points import LAYERS
 
 CHAIN_LAYERS = 3
+CHAIN_WEIGHTS = 1 << 24  # elements; a larger layer is a block of its own
 REGION_LAYERS = 12
 
 _ACTIVATIONS = frozenset(
@@ -100,7 +101,7 @@ def _group(segments: list[Segment], model: Model) -> list[Segment]:
         chain = len(segment) == 1
         if groups and count == 0:
             groups[-1] += segment
-        elif closed or not chain or _layer_count(groups[-1], model) + count > CHAIN_LAYERS:
+        elif closed or not chain or _too_long(groups[-1] + segment, model):
             groups.append(list(segment))
             closed = not chain
         else:
@@ -110,6 +111,11 @@ def _group(segments: list[Segment], model: Model) -> list[Segment]:
     if len(groups) > 1 and _layer_count(groups[0], model) == 0:
         groups[:2] = [groups[0] + groups[1]]
     return groups
+
+
+def _too_long(chain: Segment, model: Model) -> bool:
+    weights = (model.initializers[n.input[1]].size for n in chain if _is_layer(n, model))
+    return _layer_count(chain, model) > CHAIN_LAYERS or sum(weights) > CHAIN_WEIGHTS
 
 
 def _activated(node: onnx.NodeProto, model: Model) -> bool:

@@ -1,8 +1,8 @@
 """Constant folding: what does not depend on the input is computed once, by ONNX's reference.
 
 Besides nodes whose inputs are all constant: the Shape of a tensor whose dimensions are known, a
-single known dimension gathered from a Shape, and the shape of a Reshape that inference knows up
-to the batch dimension (which becomes 0: copied from the input).
+single known dimension gathered from a Shape, and the shape of a Reshape that is known up to one
+dimension: the batch is copied from the input, any other is what is left. The like for an Expand.
 """
 
 import math
@@ -37,7 +37,8 @@ def edit_constants(proto: onnx.ModelProto) -> bool:
             continue
         values = _value(node, constants, shapes, producer, proto)
         if values is None:
-            changed |= _edit_reshape(graph, node, constants, shapes)
+            changed |= _edit_reshape(graph, node, constants, shapes, producer)
+            changed |= _edit_expand(graph, node, constants, shapes)
             continue
         for name, value in zip(node.output, values, strict=False):
             if name:
@@ -173,18 +174,94 @@ def _edit_reshape(
     node: onnx.NodeProto,
     constants: dict[str, NDArray[np.generic]],
     shapes: dict[str, Shape],
+    producer: dict[str, onnx.NodeProto],
 ) -> bool:
-    """Edits a Reshape to [N, known ...] of data [N, ...]: its shape becomes [0, known ...]."""
+    """Edits a Reshape whose shape is computed, but known up to one dimension.
+
+    That dimension becomes 0 (copied from the input) if it is the batch, else -1 (what is left).
+    """
     if node.op_type != "Reshape" or node.input[1] in constants or attribute(node, "allowzero", 0):
         return False
     before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
-    if not before or not after or not isinstance(after[0], str) or before[0] != after[0]:
+    elements = after if after and all(isinstance(d, int) for d in after[1:]) else None
+    elements = elements or _elements(node.input[1], constants, shapes, producer)
+    if not elements or any(isinstance(d, int) and d < 1 for d in elements):
         return False
-    if not all(isinstance(d, int) and d > 0 for d in after[1:]):
+    unknown = [i for i, d in enumerate(elements) if not isinstance(d, int)]
+    if len(unknown) > 1:
         return False
-    name = f"{node.output[0]}~shape"
-    value = np.asarray([0, *after[1:]], np.int64)
-    graph.initializer.append(numpy_helper.from_array(value, name))
-    constants[name] = value
-    node.input[1] = name
+    first, source = elements[0], (before or [None])[0]
+    rest = 0 if unknown == [0] and isinstance(first, str) and first == source else -1
+    _set_shape(graph, node, constants, [d if isinstance(d, int) else rest for d in elements])
     return True
+
+
+def _edit_expand(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    constants: dict[str, NDArray[np.generic]],
+    shapes: dict[str, Shape],
+) -> bool:
+    """Edits an Expand whose unknown dimensions are the input's own: they become 1, which keeps."""
+    if node.op_type != "Expand" or node.input[1] in constants:
+        return False
+    before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
+    if not before or not after or len(before) != len(after):
+        return False
+    own = [isinstance(b, str) and b == a for a, b in zip(after, before, strict=True)]
+    if not all(isinstance(a, int) or kept for a, kept in zip(after, own, strict=True)):
+        return False
+    _set_shape(graph, node, constants, [1 if not isinstance(d, int) else d for d in after])
+    return True
+
+
+def _set_shape(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    constants: dict[str, NDArray[np.generic]],
+    dims: list[int],
+) -> None:
+    """Edits a node whose second input is a shape: it becomes a constant."""
+    name = f"{node.output[0]}~shape"
+    constants[name] = np.asarray(dims, np.int64)
+    graph.initializer.append(numpy_helper.from_array(np.asarray(dims, np.int64), name))
+    node.input[1] = name
+
+
+def _elements(
+    name: str,
+    constants: dict[str, NDArray[np.generic]],
+    shapes: dict[str, Shape],
+    producer: dict[str, onnx.NodeProto],
+) -> Shape | None:
+    """The elements of a list of dimensions; symbols and None where they are not known.
+
+    None where even their number is unknown.
+    """
+    if name in constants:
+        return [int(d) for d in np.asarray(constants[name]).reshape(-1)]
+    node = producer.get(name)
+    if node is None:
+        return None
+    if node.op_type == "Shape" and not node.attribute:
+        return shapes.get(node.input[0])
+    if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape"):
+        found = _elements(node.input[0], constants, shapes, producer)
+        return found if found is None or len(found) == 1 else None
+    if node.op_type == "Concat":
+        parts = [_elements(part, constants, shapes, producer) for part in node.input]
+        return None if None in parts else [d for part in parts if part for d in part]
+    if node.op_type == "Slice" and all(name in constants for name in node.input[1:]):
+        found = _elements(node.input[0], constants, shapes, producer)
+        bounds = [np.asarray(constants[name]).reshape(-1).tolist() for name in node.input[1:]]
+        start, end, step = bounds[0][0], bounds[1][0], bounds[3][0] if len(bounds) > 3 else 1
+        return None if found is None else found[start:end:step]
+    if node.op_type == "Gather" and node.input[1] in constants:
+        found = _elements(node.input[0], constants, shapes, producer)
+        index = np.asarray(constants[node.input[1]]).reshape(-1).tolist()
+        inside = found is not None and all(-len(found) <= i < len(found) for i in index)
+        return [found[i] for i in index] if found is not None and inside else [None] * len(index)
+    shape = shapes.get(name)
+    count = math.prod(d for d in shape if isinstance(d, int)) if shape is not None else None
+    known = shape is not None and all(isinstance(d, int) for d in shape)
+    return [None] * count if known and count is not None else None

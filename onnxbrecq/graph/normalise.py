@@ -16,6 +16,7 @@ from onnxbrecq.graph.passes.arithmetic import edit_constant_pairs, edit_neutral
 from onnxbrecq.graph.passes.editor import Editor
 from onnxbrecq.graph.passes.functions import edit_functions
 from onnxbrecq.graph.passes.layer_norm import edit_layer_normalization
+from onnxbrecq.graph.passes.order import edit_order
 from onnxbrecq.graph.passes.padding import edit_auto_pads, edit_pads
 from onnxbrecq.graph.passes.scales import edit_gemms, edit_scales
 from onnxbrecq.graph.precision import edit_precision, half_type
@@ -57,6 +58,8 @@ def normalise(copy: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple
         if not changed:
             break
     edit_missing_biases(copy.graph)
+    edit_order(copy.graph)
+    infer_shapes(copy, where)
     edit_names(copy.graph)
     return copy, notes
 

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.symbols import edit_symbols
 
 _LARGE = 1024  # elements; shapes and axes are far smaller
 
@@ -72,6 +73,7 @@ def infer_shapes(proto: onnx.ModelProto, where: str) -> None:
     proto.graph.value_info.extend(found.graph.value_info)
     del proto.graph.output[:]
     proto.graph.output.extend(found.graph.output)
+    edit_symbols(proto.graph)
 
 
 def _large(tensor: TensorProto) -> bool:

@@ -1,0 +1,137 @@
+"""Shape arithmetic stands where it is needed, and looks at what is at hand there.
+
+Exporters read the batch size from the graph's input, first of all, and use it at the very end. As
+long as such a number is alive, no single tensor separates what is before from what is behind, and
+the network does not fall into blocks. So
+
+- each reader of a dimension reads it by a Shape of its own;
+- what computes whole numbers from dimensions moves to just before its first reader;
+- a Shape of which only the batch is read looks at the last tensor made before that which has the
+  same batch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
+
+_UNPACKING = frozenset({"Shape", "Gather", "Squeeze", "Unsqueeze", "Cast", "Identity"})
+_ARITHMETIC = _UNPACKING | {
+    "Size", "Slice", "Concat", "Add", "Sub", "Mul", "Div", "Mod", "Range", "Reshape", "Min", "Max",
+    "ConstantOfShape", "Equal", "Where", "Neg",
+}  # fmt: skip
+_WHOLE = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+
+Nodes = Sequence[onnx.NodeProto]
+Types = dict[str, onnx.TypeProto.Tensor]
+Readers = dict[str, list[int]]
+Constants = Mapping[str, TensorProto]
+
+
+def edit_order(graph: onnx.GraphProto) -> None:
+    """Edits the graph, whose shapes are inferred: moves shape arithmetic (see above)."""
+    values = (*graph.value_info, *graph.input, *graph.output)
+    types = {value.name: value.type.tensor_type for value in values}
+    outputs = {value.name for value in graph.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = _unshared(graph.node, types, outputs)
+    readers = _readers(nodes)
+    places, moved = list(range(len(nodes))), set()
+    for i in reversed(range(len(nodes))):
+        behind = [places[j] for name in nodes[i].output for j in readers.get(name, ())]
+        if behind and outputs.isdisjoint(nodes[i].output) and _arithmetic(nodes[i], types):
+            places[i] = min(behind)
+            moved.add(i)
+    for i in sorted(moved):
+        if nodes[i].op_type == "Shape" and _of_batch(nodes, i, readers, constants):
+            before = nodes[: places[i]]
+            nodes[i].input[0] = _at_hand(before, nodes[i].input[0], types)
+    order = sorted(range(len(nodes)), key=lambda i: (places[i], i not in moved, i))
+    del graph.node[:]
+    graph.node.extend(nodes[i] for i in order)
+
+
+def _unshared(source: Nodes, types: Types, outputs: set[str]) -> list[onnx.NodeProto]:
+    """Copies of the nodes; a Shape, and what unpacks it, is repeated for each reader.
+
+    The types of what is repeated join `types`.
+    """
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in source]
+    unpacked: set[str] = set()
+    for node in nodes:
+        chained = node.op_type == "Shape" or (node.input[:1] and node.input[0] in unpacked)
+        if node.op_type in _UNPACKING and node.domain in STANDARD_DOMAINS and chained:
+            unpacked.update(node.output)
+    reads: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            reads.setdefault(name, []).append((node, i))
+        captured = set(node_inputs(node)) - set(node.input)
+        unpacked -= captured  # subgraphs know them by their names
+    made: list[onnx.NodeProto] = []
+    for node in reversed(nodes):
+        name = "".join(node.output[:1])
+        more = reads.get(name, [])[1:] if name in unpacked - outputs else []
+        for count, (reader, i) in enumerate(more, 1):
+            copy = onnx.NodeProto.FromString(node.SerializeToString())
+            copy.output[0] = reader.input[i] = f"{name}~{count}"
+            if name in types:
+                types[copy.output[0]] = types[name]
+            for j, read in enumerate(copy.input):
+                reads[read].append((copy, j))
+            made.append(copy)
+        made.append(node)
+    return made[::-1]
+
+
+def _readers(nodes: Nodes) -> Readers:
+    readers: Readers = {}
+    for i, node in enumerate(nodes):
+        for name in node_inputs(node):
+            readers.setdefault(name, []).append(i)
+    return readers
+
+
+def _arithmetic(node: onnx.NodeProto, types: Types) -> bool:
+    """Whether the node computes whole numbers, as shape arithmetic does."""
+    return (
+        node.domain in STANDARD_DOMAINS
+        and node.op_type in _ARITHMETIC
+        and all(name in types and types[name].elem_type in _WHOLE for name in node.output)
+    )
+
+
+def _of_batch(nodes: Nodes, i: int, readers: Readers, constants: Constants) -> bool:
+    """Whether dimension 0 alone of a Shape's tensor is read."""
+    if not attribute(nodes[i], "start", 0) and attribute(nodes[i], "end") == 1:
+        return True
+    if nodes[i].attribute:
+        return False
+    behind = [nodes[j] for j in readers[nodes[i].output[0]]]
+    return all(
+        reader.op_type == "Gather"
+        and reader.input[0] == nodes[i].output[0]
+        and reader.input[1] in constants
+        and math.prod(constants[reader.input[1]].dims) == 1
+        and int(numpy_helper.to_array(constants[reader.input[1]]).reshape(())) == 0
+        for reader in behind
+    )
+
+
+def _at_hand(before: Nodes, source: str, types: Types) -> str:
+    """The last tensor that `before` makes with the batch of `source`."""
+    batch = _symbol(source, types)
+    for node in reversed(before):
+        for name in node.output:
+            if batch and _symbol(name, types) == batch and not _arithmetic(node, types):
+                return str(name)
+    return source
+
+
+def _symbol(name: str, types: Types) -> str:
+    """The symbol of dimension 0."""
+    dims = types[name].shape.dim if name in types else []
+    return str(dims[0].dim_param) if dims else ""

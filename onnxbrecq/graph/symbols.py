@@ -1,0 +1,154 @@
+"""Symbolic dimensions that are the same number get the same name.
+
+Where a Reshape has a -1, or two symbols meet in a broadcast, shape inference invents a symbol. Here
+each symbol is followed as a multiple of one of the inputs':
+
+    Reshape   keeps the number of elements:     [N, 21, 21, 96] -> [-1, 49, 96]             9 N
+                                                [9 N, 49, 96]   -> [-1, 3, 3, 7, 7, 96]     N again
+    Add ...   of the same multiples:            [N, 96] + [1 N, 96] -> [?, 96]              N
+    Expand    to a shape computed from others:  Shape(x)[0] * 9 -> [?, 49, 96]              9 N
+
+Attention within windows would lose the batch otherwise.
+"""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import prod
+
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from onnxbrecq.graph.model import attribute
+
+_Multiple = tuple[str, Fraction]  # of a symbol of the graph's inputs
+_Number = int | _Multiple | None  # None: unknown
+_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min", "MatMul"})
+_MATRIX = 2
+_LARGEST = 64  # elements of a tensor that may be a list of dimensions
+
+
+def edit_symbols(graph: onnx.GraphProto) -> None:
+    """Edits the graph, whose shapes are inferred: gives equal symbols one name."""
+    found = _Found(graph)
+    for node in graph.node:
+        found.see(node)
+    renamed = found.renamed()
+    for value in (*graph.value_info, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if renamed.get(dim.dim_param, dim.dim_param) != dim.dim_param:
+                dim.dim_param = renamed[dim.dim_param]
+
+
+class _Found:
+    """What is known of symbols and of computed dimensions so far, node after node."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        values = (*graph.output, *graph.value_info, *graph.input)
+        self._dims = {value.name: _dims(value) for value in values}
+        self._dims |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        symbols = {s for v in graph.input for s in _dims(v) if isinstance(s, str) and s}
+        self._multiples: dict[str, _Multiple] = {s: (s, Fraction(1)) for s in sorted(symbols)}
+        self._numbers: dict[str, list[_Number]] = {}
+        self._tensors = {t.name: t for t in graph.initializer if prod(t.dims) <= _LARGEST}
+
+    def renamed(self) -> Mapping[str, str]:
+        """Each symbol's name: that of the first with the same multiple."""
+        names: dict[_Multiple, str] = {}
+        for symbol, multiple in self._multiples.items():
+            names.setdefault(multiple, symbol)
+        return {symbol: names[multiple] for symbol, multiple in self._multiples.items()}
+
+    def see(self, node: onnx.NodeProto) -> None:
+        """Takes in the next node."""
+        self._see_numbers(node)
+        made = self._shape(node.output[0]) if node.output else None
+        read = [self._shape(name) for name in node.input if name]
+        if made is None or not read or read[0] is None:
+            return
+        if node.op_type in ("Reshape", "Flatten"):
+            known = _reshaped(read[0], made)
+        elif node.op_type == "Expand":
+            known = _broadcast([read[0], self._values(node.input[1])], len(made))
+        elif node.op_type == "MatMul":
+            known = _broadcast([r and r[:-_MATRIX] for r in read], len(made) - _MATRIX)
+        elif node.op_type in _BROADCASTING:
+            known = _broadcast(read, len(made))
+        else:
+            return
+        for symbol, number in zip(self._dims[node.output[0]], known, strict=False):
+            if isinstance(symbol, str) and symbol and isinstance(number, tuple):
+                self._multiples.setdefault(symbol, number)
+
+    def _shape(self, name: str) -> list[_Number] | None:
+        dims = self._dims.get(name)
+        if dims is None:
+            return None
+        return [d if isinstance(d, int) else self._multiples.get(d) for d in dims]
+
+    def _values(self, name: str) -> list[_Number] | None:
+        """The elements of a tensor of whole numbers."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            return self._numbers.get(name)
+        if tensor.data_type not in (TensorProto.INT64, TensorProto.INT32):
+            return None
+        return [int(number) for number in numpy_helper.to_array(tensor).reshape(-1)]
+
+    def _see_numbers(self, node: onnx.NodeProto) -> None:
+        values = self._shape(node.input[0]) if node.op_type == "Shape" else None
+        if node.op_type == "Shape" and values is not None:
+            start, end = attribute(node, "start", 0), attribute(node, "end")
+            assert isinstance(start, int)
+            assert end is None or isinstance(end, int)
+            values = values[start:end]
+        elif node.op_type in ("Squeeze", "Unsqueeze", "Reshape", "Cast", "Identity"):
+            values = self._values(node.input[0])
+        elif node.op_type == "Concat":
+            parts = [self._values(name) for name in node.input]
+            values = None if None in parts else [n for part in parts for n in part or ()]
+        elif node.op_type == "Gather":
+            data, index = self._values(node.input[0]), self._values(node.input[1])
+            if data is not None and index is not None:
+                values = [data[i] if isinstance(i, int) and i < len(data) else None for i in index]
+        elif node.op_type == "Mul":
+            values = _product(*(self._values(name) for name in node.input))
+        if values is not None:
+            self._numbers[node.output[0]] = values
+
+
+def _product(a: list[_Number] | None, b: list[_Number] | None) -> list[_Number] | None:
+    """The product of two numbers, one of them an integer."""
+    if a is None or b is None or len(a) != 1 or len(b) != 1:
+        return None
+    for first, second in ((a[0], b[0]), (b[0], a[0])):
+        if isinstance(first, int):
+            if isinstance(second, tuple):
+                return [(second[0], second[1] * first)]
+            return [None if second is None else first * second]
+    return [None]
+
+
+def _reshaped(before: list[_Number], after: list[_Number]) -> list[_Number]:
+    """The dimensions behind a Reshape, its one unknown dimension filled in."""
+    symbols = [number for number in before if not isinstance(number, int)]
+    rest = prod(number for number in after if isinstance(number, int))
+    symbol = symbols[0] if len(symbols) == 1 else None
+    if symbol is None or not rest or sum(not isinstance(n, int) for n in after) != 1:
+        return after
+    count = symbol[1] * prod(number for number in before if isinstance(number, int))
+    return [n if isinstance(n, int) else (symbol[0], count / rest) for n in after]
+
+
+def _broadcast(shapes: list[list[_Number] | None], rank: int) -> list[_Number]:
+    """The dimensions of what is broadcast together; None where they are not sure."""
+    made: list[_Number] = []
+    for axis in range(-rank, 0):
+        known = [None if s is None else s[axis] if -axis <= len(s) else 1 for s in shapes]
+        others = {number for number in known if number != 1}
+        made.append(others.pop() if len(others) == 1 else None)
+    return made
+
+
+def _dims(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    dims = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in dims)

@@ -1,0 +1,230 @@
+"""Blocks of every family of networks: each node in one block, in order, of a bounded size."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from onnxbrecq.graph.blocks import REGION_LAYERS, Block, partition
+from onnxbrecq.graph.extract import extract
+from onnxbrecq.graph.load import from_proto
+from onnxbrecq.graph.model import Model
+from onnxbrecq.runtime.session import Session
+
+_ROUNDING = 1e-5  # blocks run as models of their own: other fusions, the same float operations
+
+
+class Net:
+    """Builds a network of random weights, node by node."""
+
+    def __init__(self, *shape: int) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.shape = shape
+        self.random = np.random.default_rng(0)
+
+    def constant(self, *shape: int) -> str:
+        array = self.random.normal(0, 1 / np.sqrt(np.prod(shape[1:]) or 1), shape)
+        return self.fixed(array.astype(np.float32))
+
+    def fixed(self, array: np.ndarray) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def op(self, operator: str, *inputs: str, **attributes: object) -> str:
+        name = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], f"n{name}", **attributes))
+        return name
+
+    def conv(self, x: str, before: int, after: int, size: int = 1, groups: int = 1) -> str:
+        weight = self.constant(after, before // groups, size, size)
+        pads = [size // 2] * 4
+        return self.op("Conv", x, weight, self.constant(after), group=groups, pads=pads)
+
+    def relu(self, *arguments: object) -> str:
+        return self.op("Relu", self.conv(*arguments))  # type: ignore[arg-type]
+
+    def linear(self, x: str, before: int, after: int) -> str:
+        return self.op(
+            "Add", self.op("MatMul", x, self.constant(before, after)), self.constant(after)
+        )
+
+    def normal(self, x: str, width: int) -> str:
+        return self.op("LayerNormalization", x, self.constant(width), self.constant(width), axis=-1)
+
+    def reshape(self, x: str, *shape: int) -> str:
+        return self.op("Reshape", x, self.fixed(np.asarray(shape, np.int64)))
+
+    def model(self, output: str) -> Model:
+        takes = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", *self.shape])
+        gives = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, "net", [takes], [gives], self.constants)
+        return from_proto(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+        )
+
+
+def _residual(net: Net, x: str) -> str:
+    return net.op("Relu", net.op("Add", x, net.conv(net.relu(x, 8, 8, 3), 8, 8, 3)))
+
+
+def _bottleneck(net: Net, x: str) -> str:
+    y = net.conv(net.relu(net.relu(x, 8, 4), 4, 4, 3), 4, 8)
+    return net.op("Relu", net.op("Add", y, x))
+
+
+def _inverted(net: Net, x: str) -> str:
+    return net.op("Add", x, net.conv(net.relu(net.relu(x, 8, 16), 16, 16, 3, 16), 16, 8))
+
+
+def _inverted_without_skip(net: Net, x: str) -> str:
+    return net.conv(net.relu(net.relu(x, 8, 16), 16, 16, 3, 16), 16, 8)
+
+
+def _squeeze_excite(net: Net, x: str) -> str:
+    y = net.relu(x, 8, 16)
+    gate = net.relu(net.op("GlobalAveragePool", y), 16, 4)
+    gated = net.op("Mul", y, net.op("Sigmoid", net.conv(gate, 4, 16)))
+    return net.op("Add", x, net.conv(gated, 16, 8))
+
+
+def _fire(net: Net, x: str) -> str:
+    y = net.relu(x, 8, 4)
+    return net.op("Concat", net.relu(y, 4, 4), net.relu(y, 4, 4, 3), axis=1)
+
+
+def _inception(net: Net, x: str) -> str:
+    pooled = net.op("MaxPool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    branches = [net.relu(x, 8, 2), net.relu(net.relu(x, 8, 4), 4, 2, 3), net.relu(pooled, 8, 4)]
+    return net.op("Concat", *branches, axis=1)
+
+
+def _shuffle(net: Net, x: str) -> str:
+    half = net.fixed(np.asarray([4, 4], np.int64))
+    net.nodes.append(helper.make_node("Split", [x, half], [f"{x}a", f"{x}b"], f"{x}s", axis=1))
+    y = net.op("Concat", f"{x}a", net.relu(net.conv(f"{x}b", 4, 4, 3, 4), 4, 4), axis=1)
+    y = net.op("Transpose", net.reshape(y, 0, 2, 4, 6, 6), perm=[0, 2, 1, 3, 4])
+    return net.reshape(y, 0, 8, 6, 6)
+
+
+def _conv_next(net: Net, x: str) -> str:
+    y = net.op("Transpose", net.conv(x, 8, 8, 7, 8), perm=[0, 2, 3, 1])
+    y = net.linear(net.op("Gelu", net.linear(net.normal(y, 8), 8, 16)), 16, 8)
+    return net.op("Add", x, net.op("Transpose", y, perm=[0, 3, 1, 2]))
+
+
+def _attention(net: Net, x: str, windows: int = 1) -> str:
+    """Over 16 tokens of width 8; in windows, which a reshape puts beside the batch."""
+    y = net.normal(x, 8)
+    y = net.reshape(y, -1, 16 // windows, 8) if windows > 1 else y
+    q, k, v = (net.linear(y, 8, 8) for _ in range(3))
+    scores = net.op("MatMul", q, net.op("Transpose", k, perm=[0, 2, 1]))
+    y = net.linear(net.op("MatMul", net.op("Softmax", scores, axis=-1), v), 8, 8)
+    return net.op("Add", x, net.reshape(y, -1, 16, 8) if windows > 1 else y)
+
+
+def _swin(net: Net, x: str) -> str:
+    return _attention(net, x, windows=4)
+
+
+def _mlp(net: Net, x: str) -> str:
+    return net.op("Add", x, net.linear(net.op("Gelu", net.linear(net.normal(x, 8), 8, 16)), 16, 8))
+
+
+_IMAGE, _TOKENS = (8, 6, 6), (16, 8)
+_FAMILIES: dict[str, tuple[Callable[[Net, str], str], tuple[int, ...], int]] = {
+    "residual": (_residual, _IMAGE, 2),
+    "bottleneck": (_bottleneck, _IMAGE, 3),
+    "inverted": (_inverted, _IMAGE, 3),
+    "inverted-without-skip": (_inverted_without_skip, _IMAGE, 3),
+    "squeeze-excite": (_squeeze_excite, _IMAGE, 4),
+    "inception": (_inception, _IMAGE, 4),
+    "shuffle": (_shuffle, _IMAGE, 2),
+    "conv-next": (_conv_next, _IMAGE, 3),
+    "attention": (_attention, _TOKENS, 4),
+    "swin": (_swin, _TOKENS, 4),
+    "mlp": (_mlp, _TOKENS, 2),
+}
+
+
+def _checked(model: Model) -> tuple[Block, ...]:
+    """The blocks, which make up the model: by their nodes, and by what they compute."""
+    blocks = partition(model)
+    assert blocks == partition(model)
+    assert [name for block in blocks for name in block.nodes] == [n.name for n in model.nodes]
+    assert all(len(block.weights) <= REGION_LAYERS for block in blocks)
+    size = [8 if d is None else d for d in model.shapes[model.inputs[0]]]
+    x = np.random.default_rng(1).normal(size=size).astype(np.float32)
+    values = {model.inputs[0]: x}
+    for block in blocks:
+        feed = {name: values[name] for name in block.inputs}
+        values |= Session(extract(model, block).proto, threads=1).run(feed)
+    for name, expected in Session(model.proto, threads=1).run({model.inputs[0]: x}).items():
+        scale = float(np.abs(expected).max())
+        np.testing.assert_allclose(values[name], expected, atol=_ROUNDING * scale, rtol=0)
+    return blocks
+
+
+@pytest.mark.parametrize(("unit", "shape", "layers"), _FAMILIES.values(), ids=_FAMILIES)
+def test_each_unit_is_a_block(
+    unit: Callable[[Net, str], str], shape: tuple[int, ...], layers: int
+) -> None:
+    net, x = Net(*shape), "x"
+    for _ in range(3):
+        x = unit(net, x)
+    blocks = _checked(net.model(x))
+    assert sum(len(block.weights) for block in blocks) == 3 * layers
+    assert max(len(block.weights) for block in blocks) == layers
+    assert len([block for block in blocks if len(block.weights) == layers]) == 3
+
+
+def test_a_fire_module_is_its_squeeze_and_its_expansion() -> None:
+    net, x = Net(8, 6, 6), "x"
+    for _ in range(2):
+        x = _fire(net, x)
+    assert [len(block.weights) for block in _checked(net.model(x))] == [1, 2, 1, 2]
+
+
+def test_a_dense_block_is_split() -> None:
+    net, features = Net(8, 6, 6), ["x"]
+    for _ in range(2 * REGION_LAYERS):
+        x = net.op("Concat", *features, axis=1)
+        features.append(net.relu(x, 4 + 4 * len(features), 4, 3))
+    x = net.op("Concat", *features, axis=1)
+    assert [len(block.weights) for block in _checked(net.model(x))] == [12, 12]
+
+
+def test_a_plain_chain_is_grouped_by_layers_and_by_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = Net(8, 6, 6), "x"
+    for _ in range(7):
+        x = net.relu(x, 8, 8, 3)
+    model = net.model(x)
+    assert [len(block.weights) for block in _checked(model)] == [3, 3, 1]
+    monkeypatch.setattr("onnxbrecq.graph.blocks.CHAIN_WEIGHTS", 1000)  # 576 each
+    assert [len(block.weights) for block in _checked(model)] == [1] * 7
+
+
+def test_a_pyramid_with_heads_has_blocks_of_several_outputs() -> None:
+    net = Net(8, 8, 8)
+    a = net.relu("x", 8, 8, 3)
+    b = net.op("MaxPool", net.relu(a, 8, 8, 3), kernel_shape=[2, 2], strides=[2, 2])
+    scales = net.fixed(np.asarray([1, 1, 2, 2], np.float32))
+    up = net.op("Resize", net.conv(b, 8, 8), "", scales, mode="nearest")
+    fine = net.op("Add", net.conv(a, 8, 8), up)
+    heads = [net.op("GlobalAveragePool", net.relu(y, 8, 4, 3)) for y in (fine, b)]
+    _checked(net.model(net.op("Concat", *heads, axis=1)))
+
+
+def test_a_batch_size_read_first_and_used_everywhere_does_not_join_the_blocks() -> None:
+    net, x = Net(8, 6, 6), "x"
+    size = net.op("Shape", "x", start=0, end=1)
+    rest = net.fixed(np.asarray([8, 6, 6], np.int64))
+    for _ in range(3):
+        shape = net.op("Concat", size, rest, axis=0)
+        x = _residual(net, net.op("Add", x, net.op("Expand", net.constant(1, 8, 1, 1), shape)))
+    blocks = _checked(net.model(x))
+    assert [len(block.weights) for block in blocks] == [2, 2, 2]
+    assert [len(block.inputs) for block in blocks] == [1, 1, 1]
