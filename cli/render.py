@@ -53,7 +53,7 @@ def claim_json(path: Path | None, *, force: bool, models: Sequence[Path | None])
         return
     if path.suffix == ".onnx" or path.resolve() in {m.resolve() for m in models if m}:
         raise click.UsageError(f"--json {path}: is the file of a model; give another")
-    claim(path, force=force, source=None)
+    claim(path, force=force)
 
 
 def result(found: "Result", json: Path | None, *, quiet: bool) -> None:

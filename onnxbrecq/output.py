@@ -3,19 +3,19 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from onnxbrecq.errors import OutputError
 
 
-def claim(path: Path, *, force: bool, source: Path | None) -> None:
+def claim(path: Path, *, force: bool, sources: Sequence[Path] = ()) -> None:
     """Refuses a `path` that could not, or must not, be written when the work is done.
 
     Args:
         path: the file to be written.
         force: an existing file may be replaced.
-        source: the file that is read, which is never replaced; None: there is none.
+        sources: files that are read, which are never replaced.
 
     Raises:
         OutputError: says what is in the way.
@@ -23,7 +23,7 @@ def claim(path: Path, *, force: bool, source: Path | None) -> None:
     with _telling(path):
         if path.is_dir():
             raise OutputError(f"{path} is a directory; give the path of a file")
-        if source and path.exists() and source.exists() and path.samefile(source):
+        if path.exists() and any(s.exists() and path.samefile(s) for s in sources):
             raise OutputError(f"{path} is the input itself; give another path")
         if path.exists() and not path.is_file():
             raise OutputError(f"{path} is not a regular file; give another path")
@@ -42,16 +42,29 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OutputError: it cannot be written, say on a full disk; then nothing is left behind.
     """
-    temporary = _temporary(path)
-    with _telling(path):
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
+    write_together({path: [data]})
+
+
+def write_together(files: Mapping[Path, Iterable[bytes]]) -> None:
+    """Writes all files under other names, and renames them when all are whole, in their order.
+
+    Raises:
+        OutputError: one cannot be written; then nothing is left behind.
+    """
+    temporary = {path: _temporary(path) for path in files}
+    try:
+        for path, parts in files.items():
+            with _telling(path), temporary[path].open("xb") as file:
+                for part in parts:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        for path in files:
+            with _telling(path):
+                temporary[path].replace(path)
+    finally:
+        for part_path in temporary.values():
+            part_path.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,9 @@ from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
 from onnxbrecq.graph.points import find_points
-from onnxbrecq.output import claim, write_atomically
+from onnxbrecq.graph.skeleton import skeleton
+from onnxbrecq.graph.write import contents, is_large, places
+from onnxbrecq.output import claim, write_together
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
@@ -93,7 +95,8 @@ def quantize(
     destination = Path(output) if output else source.with_name(f"{source.stem}.quant.onnx")
     with clock.stage("load"):
         float_model = load(source)
-        claim(destination, force=force, source=source)
+        for place in places(destination, float_model.source_bytes):
+            claim(place, force=force, sources=float_model.files)
         samples = _samples(data, float_model, recipe)
         labelled = _labelled(evaluation, float_model, recipe)
     target = target_by_name(recipe.target)
@@ -108,7 +111,9 @@ def quantize(
         with clock.stage("emit"):
             proto = emit(float_model, walked.plan, target)
             _check(proto, recipe)
-            write_atomically(destination, proto.SerializeToString(deterministic=True))
+            parts = contents(proto, destination.name)
+            files = {destination.with_name(name): part for name, part in parts.items()}
+            write_together(files)
         state.discard()
     with clock.stage("validate"):
         validation = validate_files(
@@ -116,7 +121,7 @@ def quantize(
             max_drop=recipe.max_drop, threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
-        float_model, destination, proto,
+        float_model, sorted(files), proto,
         blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock,
     )  # fmt: skip
 
@@ -140,7 +145,7 @@ def validate(
     destination = Path(quantized)
     with clock.stage("load"):
         float_model = load(Path(reference))
-        proto = read(destination)
+        proto, files = read(destination)
         labelled = _labelled(evaluation, float_model, recipe)
         samples = labelled or _samples(data, float_model, recipe)
     with clock.stage("validate"):
@@ -149,7 +154,7 @@ def validate(
             max_drop=recipe.max_drop, threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
-        float_model, destination, proto,
+        float_model, files, proto,
         blocks=(), validation=validation, recipe=recipe, clock=clock,
     )  # fmt: skip
 
@@ -184,7 +189,7 @@ def _check(proto: onnx.ModelProto, recipe: Recipe) -> None:
     """
     try:
         standard = all(node.domain in STANDARD_DOMAINS for node in proto.graph.node)
-        onnx.checker.check_model(proto, full_check=standard)
+        onnx.checker.check_model(skeleton(proto) if is_large(proto) else proto, full_check=standard)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise EmissionError(f"the emitted model is not valid ONNX: {error}") from error
     Session(proto, threads=recipe.threads)
@@ -192,7 +197,7 @@ def _check(proto: onnx.ModelProto, recipe: Recipe) -> None:
 
 def _result(
     model: Model,
-    output: Path,
+    files: Sequence[Path],
     proto: onnx.ModelProto,
     *,
     blocks: tuple[BlockFacts, ...],
@@ -205,7 +210,7 @@ def _result(
     return Result(
         tool_version=version("onnxbrecq"),
         model=source_facts(model),
-        output=output_facts(output, proto),
+        output=output_facts(files, proto),
         weights_mean_bits=weights,
         activations_mean_bits=activations,
         layers=layers,

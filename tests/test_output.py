@@ -1,10 +1,11 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from onnxbrecq.errors import OutputError
-from onnxbrecq.output import claim, write_atomically
+from onnxbrecq.output import claim, write_atomically, write_together
 
 
 def listing(folder: Path) -> set[str]:
@@ -12,7 +13,7 @@ def listing(folder: Path) -> set[str]:
 
 
 def test_a_new_path_is_free_and_stays_so(tmp_path: Path) -> None:
-    claim(tmp_path / "out.onnx", force=False, source=tmp_path / "in.onnx")
+    claim(tmp_path / "out.onnx", force=False, sources=[tmp_path / "in.onnx"])
     assert listing(tmp_path) == set()
 
 
@@ -20,8 +21,8 @@ def test_an_existing_file_needs_force(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     out.write_text("old")
     with pytest.raises(OutputError, match=r"out\.onnx exists already; pass --force"):
-        claim(out, force=False, source=tmp_path / "in.onnx")
-    claim(out, force=True, source=tmp_path / "in.onnx")
+        claim(out, force=False, sources=[tmp_path / "in.onnx"])
+    claim(out, force=True, sources=[tmp_path / "in.onnx"])
     assert out.read_text() == "old"
 
 
@@ -42,7 +43,7 @@ def test_the_source_is_never_replaced(
     else:
         out.hardlink_to(source)
     with pytest.raises(OutputError, match="is the input itself"):
-        claim(out, force=True, source=source)
+        claim(out, force=True, sources=[source])
 
 
 def test_places_that_cannot_hold_a_file(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_places_that_cannot_hold_a_file(tmp_path: Path) -> None:
         (tmp_path / ("n" * 300), "File name too long"),
     ):
         with pytest.raises(OutputError, match=says):
-            claim(place, force=True, source=None)
+            claim(place, force=True, sources=())
     assert listing(tmp_path) == {"file", "pipe"}
 
 
@@ -64,7 +65,7 @@ def test_places_that_cannot_hold_a_file(tmp_path: Path) -> None:
 def test_a_folder_that_takes_no_files() -> None:
     """Even root cannot make files in /proc."""
     with pytest.raises(OutputError, match=r"/proc/out\.onnx: cannot be written"):
-        claim(Path("/proc/out.onnx"), force=False, source=None)
+        claim(Path("/proc/out.onnx"), force=False, sources=())
 
 
 def test_what_is_written_is_whole_and_alone(tmp_path: Path) -> None:
@@ -80,6 +81,20 @@ def test_the_usual_permissions(tmp_path: Path) -> None:
     write_atomically(tmp_path / "out", b"")
     (tmp_path / "plain").write_bytes(b"")
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_files_that_belong_together_are_all_there_or_none(tmp_path: Path) -> None:
+    def cut_short() -> Iterator[bytes]:
+        yield b"part"
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "b").write_bytes(b"old")
+    with pytest.raises(OutputError, match="No space left"):
+        write_together({tmp_path / "a": [b"whole"], tmp_path / "b": cut_short()})
+    assert listing(tmp_path) == {"b"}
+    assert (tmp_path / "b").read_bytes() == b"old"
+    write_together({tmp_path / "a": [b"wh", b"ole"], tmp_path / "b": [b"new"]})
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [b"whole", b"new"]
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

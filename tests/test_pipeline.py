@@ -63,6 +63,42 @@ def test_an_existing_output_is_kept_without_force(path: Path, data: Dataset) -> 
     assert output.read_bytes() == b"mine"
 
 
+def test_a_model_beyond_protobuf_has_its_constants_beside_it(
+    proto: onnx.ModelProto, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {name: tmp_path / name for name in ("plain", "large")}
+    source, output = tmp_path / "residual.onnx", "q.onnx"
+    onnx.save(proto, source, save_as_external_data=True, location="w.bin", size_threshold=0)
+    for name, folder in folders.items():
+        folder.mkdir()
+        if name == "large":
+            monkeypatch.setattr("onnxbrecq.graph.write.LIMIT", 500)
+            monkeypatch.setattr("onnxbrecq.graph.write._ALIGNED", 256)
+        result = onnxbrecq.quantize(source, data, _RECIPE, output=folder / output)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        assert result.output.size_bytes == size
+    large = folders["large"] / output
+    assert {file.name for file in large.parent.iterdir()} == {output, f"{output}.data"}
+    made = {name: Session(folder / output).run(data.inputs) for name, folder in folders.items()}
+    np.testing.assert_array_equal(made["large"]["logits"], made["plain"]["logits"])
+    before = [file.read_bytes() for file in sorted(large.parent.iterdir())]
+    with pytest.raises(onnxbrecq.OutputError, match="exists"):
+        onnxbrecq.quantize(source, data, _RECIPE, output=large)
+    onnxbrecq.quantize(source, data, _RECIPE, output=large, force=True)
+    assert [file.read_bytes() for file in sorted(large.parent.iterdir())] == before
+
+
+def test_the_external_data_of_the_source_is_never_replaced(
+    proto: onnx.ModelProto, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxbrecq.graph.write.LIMIT", 500)
+    source = tmp_path / "residual.onnx"
+    onnx.save(proto, source, save_as_external_data=True, location="q.onnx.data", size_threshold=0)
+    for output in ("q.onnx", "q.onnx.data"):
+        with pytest.raises(onnxbrecq.OutputError, match="is the input itself"):
+            onnxbrecq.quantize(source, data, _RECIPE, output=tmp_path / output, force=True)
+
+
 def test_values_that_are_not_finite_are_found_where_they_arise(path: Path, data: Dataset) -> None:
     broken = np.array(data.inputs["x"])
     broken[3] = 3e38  # finite itself; the first convolution overflows

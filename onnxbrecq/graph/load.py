@@ -34,9 +34,9 @@ def load(path: Path) -> Model:
     Raises:
         ModelError: it is no readable, valid, float ONNX model; says what to do.
     """
-    proto, files = _read(path)
-    size, digest = _fingerprint(files)
-    return _canonical(proto, path, digest, size)
+    proto, files = read(path)
+    size, digest = fingerprint(files)
+    return _canonical(proto, files, digest, size)
 
 
 def from_proto(proto: onnx.ModelProto) -> Model:
@@ -47,12 +47,12 @@ def from_proto(proto: onnx.ModelProto) -> Model:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    return _canonical(copy, None, "", 0)
+    return _canonical(copy, (), "", 0)
 
 
-def _canonical(proto: onnx.ModelProto, path: Path | None, sha256: str, size: int) -> Model:
+def _canonical(proto: onnx.ModelProto, files: Sequence[Path], sha256: str, size: int) -> Model:
     """The canonical model of `proto`, which is used up."""
-    where = str(path) if path else "the model"
+    where = str(files[0]) if files else "the model"
     opset = _check(proto, where)
     stored_type = half_type(proto) or TensorProto.FLOAT
     canonical, notes = normalise(proto, where)
@@ -68,23 +68,20 @@ def _canonical(proto: onnx.ModelProto, path: Path | None, sha256: str, size: int
         sha256,
         size,
         opset,
-        path,
+        tuple(files),
         notes,
         stored_type,
     )
 
 
-def read(path: Path) -> onnx.ModelProto:
-    """The model in the file, external data included; not checked beyond being a model.
+def read(path: Path) -> tuple[onnx.ModelProto, list[Path]]:
+    """The model, and the files that hold it: its own, and those of external data.
+
+    It is not checked beyond being a model.
 
     Raises:
         ModelError: the file is missing, damaged, or refers to data outside its folder.
     """
-    return _read(path)[0]
-
-
-def _read(path: Path) -> tuple[onnx.ModelProto, list[Path]]:
-    """The model, and the files that hold it: its own, and those of external data."""
     if not path.exists():
         raise ModelError(f"{path}: no such file; give the path of an ONNX model")
     if path.is_dir():
@@ -110,7 +107,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, list[Path]]:
     return proto, [path, *(path.parent / location for location in locations)]
 
 
-def _fingerprint(files: Sequence[Path]) -> tuple[int, str]:
+def fingerprint(files: Sequence[Path]) -> tuple[int, str]:
     """Bytes and sha256 of the files, one after another."""
     digest, size = hashlib.sha256(), 0
     for path in files:

@@ -33,7 +33,7 @@ class Model:
         source_sha256: hash of the file.
         source_bytes: its size, external data included.
         source_opset: the default domain's version in the file.
-        path: the file, if there is one.
+        files: what it was read from: the file, and those with its external data.
         notes: what normalisation did that a user should know, a line each.
         stored_type: the onnx.TensorProto type of float constants in the file.
     """
@@ -44,9 +44,14 @@ class Model:
     source_sha256: str = ""
     source_bytes: int = 0
     source_opset: int = 0
-    path: Path | None = None
+    files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     stored_type: int = onnx.TensorProto.FLOAT
+
+    @property
+    def path(self) -> Path | None:
+        """The file, if there is one."""
+        return self.files[0] if self.files else None
 
     @cached_property
     def nodes(self) -> tuple[onnx.NodeProto, ...]:

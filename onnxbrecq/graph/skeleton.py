@@ -13,6 +13,7 @@ from onnx import TensorProto
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.symbols import edit_symbols
 
+SCALARS = (int, str)  # the types of protobuf fields of a model or graph that are set, not merged
 _LARGE = 1024  # elements; shapes and axes are far smaller
 
 
@@ -22,7 +23,7 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     for field, value in proto.ListFields():
         if field.name == "graph":
             continue
-        if isinstance(value, int | str):
+        if isinstance(value, SCALARS):
             setattr(made, field.name, value)
         else:
             getattr(made, field.name).MergeFrom(value)

@@ -1,6 +1,5 @@
 """The plain facts of a report: files, layers, mean bits."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import onnx
 
 from onnxbrecq.emit.read import stored_bits
 from onnxbrecq.graph.layers import weight_layers
+from onnxbrecq.graph.load import fingerprint
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
 from onnxbrecq.report.result import FileFacts, LayerFacts
 
@@ -19,11 +19,11 @@ def source_facts(model: Model) -> FileFacts:
     return FileFacts(str(model.path), model.source_sha256, model.source_bytes, model.source_opset)
 
 
-def output_facts(path: Path, proto: onnx.ModelProto) -> FileFacts:
-    """The quantized model's file."""
-    content = path.read_bytes()
+def output_facts(files: Sequence[Path], proto: onnx.ModelProto) -> FileFacts:
+    """The quantized model's file, and the one with its constants where there is one."""
+    size, digest = fingerprint(files)
     opset = max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0)
-    return FileFacts(str(path), hashlib.sha256(content).hexdigest(), len(content), opset)
+    return FileFacts(str(files[0]), digest, size, opset)
 
 
 def layer_facts(model: Model, quantized: onnx.ModelProto) -> tuple[LayerFacts, ...]:

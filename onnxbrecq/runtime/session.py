@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxbrecq.data.dataset import Dataset, Feed
 from onnxbrecq.errors import DataError, ModelError
+from onnxbrecq.graph.write import contents, is_large
 from onnxbrecq.progress import Progress, silent
 
 Outputs = dict[str, NDArray[np.generic]]
@@ -20,7 +21,6 @@ Outputs = dict[str, NDArray[np.generic]]
 PROVIDER = "CPUExecutionProvider"
 
 _SEVERITY_FATAL = 4
-_PROTOBUF_LIMIT = 2**31 - 2**20  # a protobuf message holds less than 2 GiB; 1 MiB left for the rest
 # Of all its exceptions onnxruntime makes only some public; each derives from Exception directly.
 _STATE = ort.capi.onnxruntime_pybind11_state
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -223,19 +223,14 @@ def _loadable(model: onnx.ModelProto | Path) -> Iterator[bytes | str]:
     """What InferenceSession accepts: a path, bytes, or the path of a temporary file over 2 GiB."""
     if isinstance(model, Path):
         yield str(model)
-    elif _tensor_bytes(model) < _PROTOBUF_LIMIT:
+    elif not is_large(model):
         yield model.SerializeToString()
     else:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            copy = onnx.ModelProto()
-            copy.CopyFrom(model)
-            onnx.save_model(copy, path, save_as_external_data=True)
-            yield str(path)
-
-
-def _tensor_bytes(model: onnx.ModelProto) -> int:
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+            for name, parts in contents(model, "model.onnx").items():
+                with (Path(folder) / name).open("wb") as file:
+                    file.writelines(parts)
+            yield str(Path(folder) / "model.onnx")
 
 
 def _check_samples(data: Dataset) -> None:

@@ -159,7 +159,7 @@ def test_failing_kernel_is_explained_without_source_lines() -> None:
 def test_a_model_beyond_protobuf_goes_through_a_file(
     monkeypatch: pytest.MonkeyPatch, optimize: bool
 ) -> None:
-    monkeypatch.setattr("onnxbrecq.runtime.session._PROTOBUF_LIMIT", 1000)
+    monkeypatch.setattr("onnxbrecq.graph.write.LIMIT", 1000)
     weight = np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32)
     text = f"{HEADER} g (float[N, 40] x) => (float[N, 40] y) {{ y = MatMul (x, w) }}"
     big = onnx.parser.parse_model(text)
