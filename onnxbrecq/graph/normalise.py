@@ -7,9 +7,8 @@ graph that it is given and says whether anything changed; `normalise` works on a
 
 import numpy as np
 import onnx
-from onnx import inliner, numpy_helper, version_converter
+from onnx import inliner, numpy_helper
 
-from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.folding import edit_constants
 from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
 from onnxbrecq.graph.passes.arithmetic import edit_constant_pairs, edit_neutral
@@ -20,11 +19,9 @@ from onnxbrecq.graph.passes.order import edit_order
 from onnxbrecq.graph.passes.padding import edit_auto_pads, edit_pads
 from onnxbrecq.graph.passes.scales import edit_gemms, edit_scales
 from onnxbrecq.graph.precision import edit_precision, half_type
-from onnxbrecq.graph.skeleton import edit_from_skeleton, infer_shapes, skeleton
+from onnxbrecq.graph.skeleton import infer_shapes
+from onnxbrecq.graph.upgrade import edit_opset
 
-OPSET = 21  # packed 4-bit tensors exist from here on
-_IR_VERSION = 10
-_CONVERTIBLE = 13  # the oldest opset whose DequantizeLinear takes an axis
 _REWRITES = (
     edit_neutral, edit_functions, edit_layer_normalization, edit_gemms, edit_scales,
     edit_constant_pairs, edit_auto_pads, edit_pads,
@@ -78,39 +75,6 @@ def edit_weights_as_inputs(graph: onnx.GraphProto) -> None:
     inputs = [value for value in graph.input if value.name not in constants]
     del graph.input[:]
     graph.input.extend(inputs)
-
-
-def edit_opset(proto: onnx.ModelProto, where: str) -> tuple[str, ...]:
-    """Edits `proto`: to opset 21 if below, or kept where the converter does not know a node.
-
-    Returns notes for the user.
-
-    Raises:
-        ModelError: it cannot be upgraded, and is too old to hold quantized weights as it is.
-    """
-    opset = max(o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS)
-    proto.ir_version = max(proto.ir_version, _IR_VERSION)
-    if opset >= OPSET:
-        return ()
-    try:
-        upgraded = version_converter.convert_version(skeleton(proto), OPSET)
-    except (RuntimeError, version_converter.ConvertError) as error:
-        if opset < _CONVERTIBLE:
-            raise ModelError(
-                f"{where}: opset {opset} cannot be converted to {OPSET} ({error}); export the "
-                f"model with opset {_CONVERTIBLE} or above"
-            ) from error
-        return (f"opset {opset} kept (not convertible): weights are stored in 8 bits",)
-    _restore(upgraded, proto)
-    edit_from_skeleton(proto, upgraded)
-    return ()
-
-
-def _restore(upgraded: onnx.ModelProto, source: onnx.ModelProto) -> None:
-    """Edits `upgraded`: node names, which the converter drops where it can, come back."""
-    names = {output: node.name for node in source.graph.node for output in node.output if output}
-    for node in upgraded.graph.node:
-        node.name = next((names[o] for o in node.output if o in names), node.name)
 
 
 def edit_sharing(graph: onnx.GraphProto) -> bool:
