@@ -12,20 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, external_data_helper, numpy_helper
+from onnx import TensorProto, external_data_helper
 
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.batch import edit_batch
-from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, tensors
+from onnxbrecq.graph.check import check
+from onnxbrecq.graph.model import Model, tensors
 from onnxbrecq.graph.normalise import normalise
 from onnxbrecq.graph.precision import half_type
-from onnxbrecq.graph.skeleton import skeleton
-
-_OLDEST_OPSET = 7
-_QUANTIZED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
-     "MatMulInteger"}
-)  # fmt: skip
 
 
 def load(path: Path) -> Model:
@@ -53,7 +47,7 @@ def from_proto(proto: onnx.ModelProto) -> Model:
 def _canonical(proto: onnx.ModelProto, files: Sequence[Path], sha256: str, size: int) -> Model:
     """The canonical model of `proto`, which is used up."""
     where = str(files[0]) if files else "the model"
-    opset = _check(proto, where)
+    opset = check(proto, where)
     stored_type = half_type(proto) or TensorProto.FLOAT
     canonical, notes = normalise(proto, where)
     signature = (tuple(canonical.graph.input), tuple(canonical.graph.output))
@@ -164,55 +158,6 @@ def _external(tensor: TensorProto) -> bool:
 
 def _location(tensor: TensorProto) -> str:
     return next((str(e.value) for e in tensor.external_data if e.key == "location"), "")
-
-
-def _check(proto: onnx.ModelProto, where: str) -> int:
-    """The default domain's opset, after refusing what is not a valid float model."""
-    opset = max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0)
-    newest = onnx.defs.onnx_opset_version()
-    if not _OLDEST_OPSET <= opset <= newest:
-        raise ModelError(
-            f"{where}: opset {opset} is not supported ({_OLDEST_OPSET} to {newest} are); "
-            "export the model again with another opset_version"
-        )
-    for node in proto.graph.node:
-        if node.op_type in _QUANTIZED and node.domain in (*STANDARD_DOMAINS, "com.microsoft"):
-            raise ModelError(
-                f"{where}: node {node.name or node.output[0]!r} is a {node.op_type}: the model is "
-                "already quantized; give the float model"
-            )
-    for tensor in tensors(proto.graph):
-        _check_tensor(tensor, where)
-    bones = skeleton(proto)
-    for value in (*bones.graph.input, *bones.graph.output):
-        if value.type.HasField("tensor_type"):  # the checker wants a shape, runtimes do not
-            value.type.tensor_type.shape.SetInParent()
-    try:
-        onnx.checker.check_model(bones)
-    except onnx.checker.ValidationError as error:
-        raise ModelError(f"{where} is not valid ONNX: {str(error).split('==>')[0]}") from error
-    return int(opset)
-
-
-def _check_tensor(tensor: TensorProto, where: str) -> None:
-    if any(dim < 0 for dim in tensor.dims):
-        raise ModelError(f"{where}: tensor {tensor.name!r} has a negative dimension")
-    if tensor.raw_data and len(tensor.raw_data) * 8 < math.prod(tensor.dims) * 2:
-        raise ModelError(
-            f"{where}: tensor {tensor.name!r} declares {math.prod(tensor.dims)} elements but holds "
-            f"{len(tensor.raw_data)} bytes; export the model again"
-        )
-    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
-        return
-    try:
-        array = numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{where}: tensor {tensor.name!r} is damaged: {error}") from error
-    if not np.isfinite(array).all():
-        raise ModelError(
-            f"{where}: the constant {tensor.name!r} holds NaN or infinite values; repair the model "
-            "before quantizing it"
-        )
 
 
 def _copied(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:

@@ -67,14 +67,42 @@ def infer_shapes(proto: onnx.ModelProto, where: str) -> None:
         ModelError: inference contradicts what the model says of itself.
     """
     del proto.graph.value_info[:]
+    bones = skeleton(proto)
+    for value in bones.graph.output:
+        value.type.tensor_type.ClearField("shape")
     try:
-        found = onnx.shape_inference.infer_shapes(skeleton(proto), data_prop=True)
+        found = onnx.shape_inference.infer_shapes(bones, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise ModelError(f"{where}: shape inference fails: {error}") from error
     proto.graph.value_info.extend(found.graph.value_info)
-    del proto.graph.output[:]
-    proto.graph.output.extend(found.graph.output)
+    for declared, inferred in zip(proto.graph.output, found.graph.output, strict=True):
+        _edit_output(declared, inferred, where)
     edit_symbols(proto.graph)
+
+
+def _edit_output(declared: onnx.ValueInfoProto, inferred: onnx.ValueInfoProto, where: str) -> None:
+    """Edits an output's type: what is inferred counts, unless it contradicts what is declared."""
+    found = inferred.type.tensor_type
+    if not inferred.type.HasField("tensor_type") or not found.HasField("shape"):
+        return
+    said = declared.type.tensor_type.shape.dim
+    if said:  # an empty shape is what some exporters write for an unknown one
+        pairs = list(zip(said, found.shape.dim, strict=False))
+        values = ((a.dim_value, b.dim_value) for a, b in pairs)
+        if len(said) != len(found.shape.dim) or any(a and b and a != b for a, b in values):
+            raise ModelError(
+                f"{where}: shape inference contradicts the model: output {declared.name!r} is "
+                f"declared as {_shown(declared)}, but is {_shown(inferred)}; export it again"
+            )
+        for a, b in pairs:
+            if a.dim_param and not b.HasField("dim_value"):
+                b.dim_param = a.dim_param
+    declared.type.CopyFrom(inferred.type)
+
+
+def _shown(value: onnx.ValueInfoProto) -> str:
+    dims = value.type.tensor_type.shape.dim
+    return str([d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims])
 
 
 def _large(tensor: TensorProto) -> bool:

@@ -218,6 +218,17 @@ def test_a_pyramid_with_heads_has_blocks_of_several_outputs() -> None:
     _checked(net.model(net.op("Concat", *heads, axis=1)))
 
 
+def test_a_weight_that_is_computed_does_not_join_the_blocks() -> None:
+    """Too large to be folded, and made at the beginning."""
+    net, x = Net(8, 6, 6), "x"
+    shape = net.fixed(np.asarray([2048, 2049], np.int64))
+    large = net.op("ConstantOfShape", shape)
+    for _ in range(3):
+        x = _residual(net, x)
+    flat = net.op("ReduceMax", large, net.fixed(np.asarray([0, 1])), keepdims=0)
+    assert len(_checked(net.model(net.op("Add", x, flat)))) == 3
+
+
 def test_a_batch_size_read_first_and_used_everywhere_does_not_join_the_blocks() -> None:
     net, x = Net(8, 6, 6), "x"
     size = net.op("Shape", "x", start=0, end=1)

@@ -48,6 +48,24 @@ def _quantized() -> onnx.ModelProto:
     return proto
 
 
+def _parsed(body: str, takes: str = "float[N, 4] x", gives: str = "float[N, 4] y") -> bytes:
+    head = f'<ir_version: 8, opset_import: ["" : 17]> net ({takes}) => ({gives})'
+    return bytes(onnx.parser.parse_model(f"{head} {{ {body} }}").SerializeToString())
+
+
+def _nan_inside() -> bytes:
+    """A Constant in the branch of an If."""
+    value = numpy_helper.from_array(np.full(4, np.inf, np.float32))
+    gives = helper.make_tensor_value_info("t", TensorProto.FLOAT, [4])
+    branch = helper.make_graph(
+        [helper.make_node("Constant", [], ["t"], value=value)], "b", [], [gives]
+    )
+    node = helper.make_node("If", ["f"], ["y"], "fork", then_branch=branch, else_branch=branch)
+    takes = helper.make_tensor_value_info("f", TensorProto.BOOL, [])
+    graph = helper.make_graph([node], "g", [takes], [helper.make_tensor_value_info("y", 1, [4])])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
+
+
 def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
     return lambda: make().SerializeToString()
 
@@ -68,9 +86,19 @@ def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
         (_bytes(lambda: _external("missing.bin")), "is missing"),
         (_bytes(lambda: _external("short.bin")), "does not hold them"),
         (_bytes(lambda: _external("link.bin")), "outside the model's folder"),
+        (lambda: _parsed("[n1] a = Add (x, b) [n2] b = Relu (a) y = Relu (b)"),
+         "the nodes 'n.', 'n.' wait for each other"),
+        (lambda: _parsed("[first] y = MatMul (x, w)"), "node 'first' \\(MatMul\\) reads 'w'"),
+        (_nan_inside, "holds NaN or infinite"),
+        (lambda: _parsed("y = Relu (x)", gives="float[N, 5] y"), "'y' is declared as .*, 5.*, 4"),
+        (lambda: _parsed("y = Relu (x)", takes="float[-3, 4] x"), "'x' has the negative dimens"),
+        (lambda: _parsed("y = Relu (x) y = Abs (x)"), "'y'"),
+        (lambda: _parsed("[odd] y = Reluu (x)"), "node 'odd'.*Reluu.*opset 17"),
+        (_bytes(lambda: _proto(opset=99)), "opset 99 is not supported"),
     ],
     ids=["empty", "text", "truncated", "no-graph", "old-opset", "nan", "quantized", "huge",
-         "parent", "absolute", "missing", "short", "link"],
+         "parent", "absolute", "missing", "short", "link", "cycle", "no-maker", "nan-inside",
+         "contradiction", "negative", "twice", "unknown-operator", "new-opset"],
 )  # fmt: skip
 def test_bad_files_get_one_line(tmp_path: Path, content: Callable[[], bytes], said: str) -> None:
     folder = tmp_path / "model"
@@ -140,3 +168,17 @@ def test_opsets_are_brought_up_to_21(opset: int) -> None:
     assert model.source_opset == opset
     x = np.ones((2, 4), np.float32)
     np.testing.assert_array_equal(Session(model.proto).run({"x": x})["y"], 4)
+
+
+def test_nodes_out_of_order_are_sorted() -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 4] x) => (float[N, 4] y) '
+        "{ [last] y = Relu (a) [first] a = Abs (x) }"
+    )
+    assert [node.name for node in from_proto(proto).nodes] == ["first", "last"]
+
+
+def test_a_dimension_of_minus_one_is_unknown() -> None:
+    proto = _proto()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert from_proto(proto).batched

@@ -5,7 +5,8 @@ long as such a number is alive, no single tensor separates what is before from w
 the network does not fall into blocks. So
 
 - each reader of a dimension reads it by a Shape of its own;
-- what computes whole numbers from dimensions moves to just before its first reader;
+- what computes whole numbers from dimensions moves to just before its first reader, and so does
+  what depends on no input at all, but is too large to be folded;
 - a Shape of which only the batch is read looks at the last tensor made before that which has the
   same batch.
 """
@@ -39,10 +40,15 @@ def edit_order(graph: onnx.GraphProto) -> None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes = _unshared(graph.node, types, outputs)
     readers = _readers(nodes)
+    depends = {value.name for value in graph.input}
+    for node in nodes:
+        if not depends.isdisjoint(node_inputs(node)):
+            depends.update(node.output)
     places, moved = list(range(len(nodes))), set()
     for i in reversed(range(len(nodes))):
         behind = [places[j] for name in nodes[i].output for j in readers.get(name, ())]
-        if behind and outputs.isdisjoint(nodes[i].output) and _arithmetic(nodes[i], types):
+        free = depends.isdisjoint(nodes[i].output) or _arithmetic(nodes[i], types)
+        if behind and free and outputs.isdisjoint(nodes[i].output):
             places[i] = min(behind)
             moved.add(i)
     for i in sorted(moved):

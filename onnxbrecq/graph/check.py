@@ -1,0 +1,146 @@
+"""What an untrusted file may not be: each refusal is one line that says what, where and what to do.
+
+Nothing is executed, and nothing is read but the model in memory.
+"""
+
+import graphlib
+import math
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.model import STANDARD_DOMAINS, graphs, node_inputs, tensors
+from onnxbrecq.graph.skeleton import skeleton
+
+_OLDEST_OPSET = 7
+_QUANTIZED = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+     "MatMulInteger"}
+)  # fmt: skip
+
+
+def check(proto: onnx.ModelProto, where: str) -> int:
+    """The default domain's opset, after refusing what is not a valid float model.
+
+    Edits what runtimes forgive: nodes get into topological order, and a dimension of -1 becomes
+    unknown.
+
+    Raises:
+        ModelError: one line, with the node or the tensor, and what to do.
+    """
+    opset = max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0)
+    newest = onnx.defs.onnx_opset_version()
+    if not _OLDEST_OPSET <= opset <= newest:
+        raise ModelError(
+            f"{where}: opset {opset} is not supported ({_OLDEST_OPSET} to {newest} are); "
+            "export the model again with another opset_version"
+        )
+    for node in proto.graph.node:
+        if node.op_type in _QUANTIZED and node.domain in (*STANDARD_DOMAINS, "com.microsoft"):
+            raise ModelError(
+                f"{where}: node {_named(node)} is a {node.op_type}: the model is "
+                "already quantized; give the float model"
+            )
+    known = {function.name for function in proto.functions}
+    for graph in graphs(proto.graph):
+        for node in graph.node:
+            if node.domain in STANDARD_DOMAINS and node.op_type not in known:
+                _check_operator(node, int(opset), where)
+    for tensor in tensors(proto.graph):
+        _check_tensor(tensor, where)
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        _edit_dimensions(value, where)
+    _edit_order(proto.graph, where)
+    bones = skeleton(proto)
+    for value in (*bones.graph.input, *bones.graph.output):
+        if value.type.HasField("tensor_type"):  # the checker wants a shape, runtimes do not
+            value.type.tensor_type.shape.SetInParent()
+    try:
+        onnx.checker.check_model(bones)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{where} is not valid ONNX: {str(error).split('==>')[0]}") from error
+    return int(opset)
+
+
+def _check_operator(node: onnx.NodeProto, opset: int, where: str) -> None:
+    try:
+        onnx.defs.get_schema(node.op_type, opset, "")
+    except onnx.defs.SchemaError as error:
+        raise ModelError(
+            f"{where}: node {_named(node)} uses the operator {node.op_type}, which opset {opset} "
+            "does not have; export the model again, or give the node the domain that defines it"
+        ) from error
+
+
+def _edit_dimensions(value: onnx.ValueInfoProto, where: str) -> None:
+    """Edits the value: some exporters write -1 for a dimension that is not known."""
+    for dim in value.type.tensor_type.shape.dim:
+        if dim.dim_value == -1:
+            dim.Clear()
+        elif dim.dim_value < 0:
+            raise ModelError(
+                f"{where}: {value.name!r} has the negative dimension {dim.dim_value}; export the "
+                "model again"
+            )
+
+
+def _edit_order(graph: onnx.GraphProto, where: str) -> None:
+    """Edits the graph: each node stands behind those that make what it reads.
+
+    Raises:
+        ModelError: nobody makes a tensor that a node reads, or nodes wait for each other.
+    """
+    made = {name for node in graph.node for name in node.output}
+    made |= {value.name for value in graph.input} | {t.name for t in graph.initializer}
+    made |= {tensor.values.name for tensor in graph.sparse_initializer}
+    waits: dict[int, set[int]] = {}
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    for i, node in enumerate(graph.node):
+        reads = node_inputs(node)
+        missing = next((name for name in reads if name not in made), None)
+        if missing is not None:
+            raise ModelError(
+                f"{where}: node {_named(node)} ({node.op_type}) reads {missing!r}, which is no "
+                "input, constant or output of a node; export the model again"
+            )
+        waits[i] = {makers[name] for name in reads if name in makers}
+    if all(j < i for i, others in waits.items() for j in others):
+        return
+    try:
+        order = list(graphlib.TopologicalSorter(waits).static_order())
+    except graphlib.CycleError as error:
+        names = ", ".join(_named(graph.node[i]) for i in error.args[1][:-1][:4])
+        raise ModelError(
+            f"{where}: the nodes {names} wait for each other: the graph has a cycle; export the "
+            "model again"
+        ) from error
+    nodes = [onnx.NodeProto.FromString(graph.node[i].SerializeToString()) for i in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _named(node: onnx.NodeProto) -> str:
+    return repr(node.name or "".join(node.output[:1]))
+
+
+def _check_tensor(tensor: TensorProto, where: str) -> None:
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelError(f"{where}: tensor {tensor.name!r} has a negative dimension")
+    if tensor.raw_data and len(tensor.raw_data) * 8 < math.prod(tensor.dims) * 2:
+        raise ModelError(
+            f"{where}: tensor {tensor.name!r} declares {math.prod(tensor.dims)} elements but holds "
+            f"{len(tensor.raw_data)} bytes; export the model again"
+        )
+    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
+        return
+    try:
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{where}: tensor {tensor.name!r} is damaged: {error}") from error
+    if not np.isfinite(array).all():
+        raise ModelError(
+            f"{where}: the constant {tensor.name!r} holds NaN or infinite values; repair the model "
+            "before quantizing it"
+        )
