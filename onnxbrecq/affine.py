@@ -18,6 +18,8 @@ Array = NDArray[np.float32]
 _T = TypeVar("_T", bound=np.generic)
 
 _SHRINKS = np.linspace(1.0, 0.2, 81, dtype=np.float32)  # candidate fractions of the full range
+_SAMPLE = 4096  # values of a channel that decide its scale
+_CHUNK = 1 << 18  # values searched at a time: what a processor's cache holds of float32
 
 
 def offsets(qtype: QType, zero_point: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -66,24 +68,38 @@ def weight_quant(weight: Array, qtype: QType, axis: int | None, floor: Array) ->
         floor: [C] (or a scalar array): the least scale allowed, so that an int32 bias fits.
     """
     rows = _rows(weight, axis)  # [C, N]
+    lowest = np.broadcast_to(floor.reshape(-1), len(rows))
+    step = max(1, _CHUNK // max(rows.shape[1], 1))
+    parts = [
+        _least_error(rows[i : i + step], qtype, lowest[i : i + step])
+        for i in range(0, len(rows), step)
+    ]
+    scale, zero = (np.concatenate(values) for values in zip(*parts, strict=True))
+    shape = () if axis is None else (len(rows),)
+    quant = TensorQuant(qtype, scale.reshape(shape), zero.reshape(shape), axis)
+    return TensorQuant(
+        qtype, quant.scale, quant.zero_point, axis, np.ascontiguousarray(quantize(weight, quant))
+    )
+
+
+def _least_error(rows: Array, qtype: QType, floor: Array) -> tuple[Array, NDArray[np.int32]]:
+    """Scale and zero point of each row [C, N]; of a long row a sample of its values decides."""
+    sample, counts = _sampled(rows)
     best_error = np.full(len(rows), np.inf, np.float64)
     best_scale = np.ones(len(rows), np.float32)
     best_zero = np.zeros(len(rows), np.int32)
+    reach = rows.min(axis=1), rows.max(axis=1)
     for shrink in _SHRINKS if qtype.bits < 8 else _SHRINKS[:41]:
-        scale, zero = _candidate(rows, qtype, shrink)
-        scale = np.maximum(scale, floor.reshape(-1))
+        scale, zero = _candidate(*reach, qtype, shrink)
+        scale = np.maximum(scale, floor)
         candidate = TensorQuant(qtype, scale, zero, 0)
-        restored = dequantize(quantize(rows, candidate), candidate)
-        error = np.square(rows - restored, dtype=np.float64).sum(axis=1)
+        restored = dequantize(quantize(sample, candidate), candidate)
+        error = (np.square(sample - restored, dtype=np.float64) * counts).sum(axis=1)
         better = error < best_error
         best_error[better] = error[better]
         best_scale[better] = scale[better]
         best_zero[better] = zero[better]
-    shape = () if axis is None else (len(rows),)
-    quant = TensorQuant(qtype, best_scale.reshape(shape), best_zero.reshape(shape), axis)
-    return TensorQuant(
-        qtype, quant.scale, quant.zero_point, axis, np.ascontiguousarray(quantize(weight, quant))
-    )
+    return best_scale, best_zero
 
 
 def _rows(weight: Array, axis: int | None) -> Array:
@@ -92,11 +108,27 @@ def _rows(weight: Array, axis: int | None) -> Array:
     return np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
 
 
-def _candidate(rows: Array, qtype: QType, shrink: np.float32) -> tuple[Array, NDArray[np.int32]]:
+def _sampled(rows: Array) -> tuple[Array, NDArray[np.float64]]:
+    """Values of each row, and how many each stands for: the largest for themselves."""
+    size = rows.shape[1]
+    if size <= _SAMPLE:
+        return rows, np.ones(size)
+    tail = _SAMPLE // 8
+    order = np.argpartition(np.abs(rows), size - tail, axis=1)
+    inner = order[:, : size - tail : -(-(size - tail) // (_SAMPLE - tail))]
+    picked = np.concatenate([inner, order[:, size - tail :]], axis=1)
+    counts = np.concatenate(
+        [np.full(inner.shape[1], (size - tail) / inner.shape[1]), np.ones(tail)]
+    )
+    return np.take_along_axis(rows, picked, axis=1), counts
+
+
+def _candidate(
+    least: Array, most: Array, qtype: QType, shrink: np.float32
+) -> tuple[Array, NDArray[np.int32]]:
     """Scale and zero point of each row for its range times `shrink`."""
-    low = np.minimum(rows.min(axis=1), 0) * shrink
-    high = np.maximum(rows.max(axis=1), 0) * shrink
-    zero = np.zeros(len(rows), np.int32)
+    low, high = np.minimum(least, 0) * shrink, np.maximum(most, 0) * shrink
+    zero = np.zeros(len(least), np.int32)
     if qtype.grid == "affine":
         scale = (high - low) / (qtype.levels - 1)
         scale[scale <= 0] = 1
