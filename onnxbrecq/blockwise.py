@@ -28,8 +28,10 @@ from onnxbrecq.progress import Progress
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.bridge import BridgeError, TorchBlock, import_block
 from onnxbrecq.recon.fisher import FisherSweep
-from onnxbrecq.recon.optimise import BlockData, Problem, reconstruct, steps
+from onnxbrecq.recon.optimise import reconstruct, steps
+from onnxbrecq.recon.problem import BlockData, Problem
 from onnxbrecq.recon.resources import threads_limited
+from onnxbrecq.recon.second_order import round_second_order
 from onnxbrecq.report.result import BlockFacts
 from onnxbrecq.runtime.cache import ActivationCache
 from onnxbrecq.runtime.session import Session, run_batches
@@ -201,7 +203,7 @@ def _difference(former: QuantPlan, plan: QuantPlan) -> QuantPlan:
 def _problem(task: Task, part: _Part, plan: QuantPlan) -> Problem | None:
     """What the block can learn; None where there is nothing, or no wish to."""
     weights = [name for name in part.block.weights if name in plan.tensors]
-    if part.torch is None or not weights or not task.recipe.schedule()[0]:
+    if part.torch is None or not weights or task.recipe.reconstruction.iterations == 0:
         return None
     biases = [layer.bias for layer in task.points.layers.values() if layer.weight in weights]
     constants = {
@@ -210,13 +212,17 @@ def _problem(task: Task, part: _Part, plan: QuantPlan) -> Problem | None:
         if name is not None
     }
     heads = _heads(part, task.points, plan)
-    return Problem(part.torch, part.alone, plan, task.points, heads, constants)
+    return Problem(part.torch, part.alone, plan, task.points, part.model.nodes, heads, constants)
 
 
 def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> QuantPlan:
     """The plan with what the block learned."""
     on_grid = dataclasses.replace(data, inputs=_on_grid(task.model, problem.plan, data.inputs))
-    learned = reconstruct(problem, on_grid, task.recipe, seed)
+    learned = (
+        reconstruct(problem, on_grid, task.recipe, seed)
+        if steps(problem, task.recipe)
+        else round_second_order(problem, on_grid, seed)
+    )
     return problem.plan.updated(_grouped(learned.tensors, task.points), learned.biases)
 
 
@@ -291,7 +297,7 @@ def _fisher(task: Task, parts: Sequence[_Part], progress: Progress) -> Arrays:
     logits = task.model.outputs[0]
     scores = len(task.model.shapes.get(logits, ())) == 2 and task.model.batched
     settings = task.recipe.reconstruction
-    if settings.loss != "fisher" or not scores or not task.recipe.schedule()[0]:
+    if settings.loss != "fisher" or not scores or settings.iterations == 0:
         return {}
     names = tuple(dict.fromkeys(name for part in parts for name in part.block.outputs))
     probe = submodel(task.model, list(task.model.nodes), task.model.inputs, names)

@@ -15,20 +15,17 @@ otherwise outweigh all the rest (MobileNetV2's first block: 0.82 of the energy w
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from onnxbrecq.graph.points import Points
-from onnxbrecq.plan import QuantPlan, TensorQuant
+from onnxbrecq.plan import QuantPlan
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.recon.bridge import TorchBlock
+from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.quantizers import LearnedBias, LearnedStep, SoftRounding
 from onnxbrecq.recon.resources import buffers_kept
 
@@ -38,57 +35,6 @@ _BETA = (20.0, 2.0)
 # Activations of 8 bits keep their calibrated step and are not simulated: their error is small
 # beside that of weights below 8 bits, and simulating it costs more than the convolutions.
 _NOISELESS = 8
-
-Arrays = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class BlockData:
-    """What a block is reconstructed from: arrays [samples, ...] by tensor name.
-
-    Attributes:
-        inputs: the block's inputs as the quantized network delivers them.
-        float_inputs: the same inputs in the float network.
-        targets: the block's outputs in the float network.
-        weights: per output, the weight of each element's squared error [1, ...]; absent: 1.
-    """
-
-    inputs: Arrays
-    float_inputs: Arrays
-    targets: Arrays
-    weights: Arrays
-
-    def __len__(self) -> int:
-        return len(next(iter(self.targets.values())))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A block to learn.
-
-    Attributes:
-        block: the float block.
-        alone: the block takes one sample at a time.
-        plan: the decisions so far: bits, grids and scales of everything in the block.
-        points: the model's quantization points.
-        heads: activations of the block that own a quantizer.
-        constants: initializer name → float value, of the weights to round and the biases.
-    """
-
-    block: TorchBlock
-    alone: bool
-    plan: QuantPlan
-    points: Points
-    heads: tuple[str, ...]
-    constants: Arrays
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """What a block learned: levels of weights and steps of activations; biases."""
-
-    tensors: Mapping[str, TensorQuant]
-    biases: Mapping[str, NDArray[np.float32]]
 
 
 class _Quantized(nn.Module):

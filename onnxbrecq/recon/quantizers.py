@@ -125,8 +125,8 @@ class LearnedStep(nn.Module):
         quant: TensorQuant,
         ceiling: float | None,
         *,
-        drop: float,
-        generator: torch.Generator,
+        drop: float = 0.0,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Starts from the step of `quant`; `drop` and its `generator` serve training only."""
         super().__init__()

@@ -1,0 +1,66 @@
+"""What a block is learned from, and what comes out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxbrecq.graph.points import Points
+from onnxbrecq.plan import QuantPlan, TensorQuant
+from onnxbrecq.recon.bridge import TorchBlock
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class BlockData:
+    """What a block is reconstructed from: arrays [samples, ...] by tensor name.
+
+    Attributes:
+        inputs: the block's inputs as the quantized network delivers them.
+        float_inputs: the same inputs in the float network.
+        targets: the block's outputs in the float network.
+        weights: per output, the weight of each element's squared error [1, ...]; absent: 1.
+    """
+
+    inputs: Arrays
+    float_inputs: Arrays
+    targets: Arrays
+    weights: Arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self.targets.values())))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A block to learn.
+
+    Attributes:
+        block: the float block.
+        alone: the block takes one sample at a time.
+        plan: the decisions so far: bits, grids and scales of everything in the block.
+        points: the model's quantization points.
+        nodes: the block's nodes in order.
+        heads: activations of the block that own a quantizer.
+        constants: initializer name → float value, of the weights to round and the biases.
+    """
+
+    block: TorchBlock
+    alone: bool
+    plan: QuantPlan
+    points: Points
+    nodes: tuple[onnx.NodeProto, ...]
+    heads: tuple[str, ...]
+    constants: Arrays
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a block learned: levels of weights and steps of activations; biases."""
+
+    tensors: Mapping[str, TensorQuant]
+    biases: Mapping[str, NDArray[np.float32]]
