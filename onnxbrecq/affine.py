@@ -7,6 +7,7 @@
 where a gradient is needed; a test holds the two equal.
 """
 
+import dataclasses
 from typing import TypeVar
 
 import numpy as np
@@ -139,6 +140,17 @@ def _candidate(
         scale = reach / max(top, 1)
         scale[scale <= 0] = 1
     return scale.astype(np.float32), zero
+
+
+def rescaled(quant: TensorQuant, factor: float, ceiling: float | None) -> TensorQuant:
+    """The activation quantizer with its step times `factor`; (L - 1) * step stays under `ceiling`."""
+    scale = np.float32(np.float32(quant.scale) * np.float32(factor))
+    top = np.float32(quant.qtype.levels - 1)
+    if ceiling is not None:
+        scale = min(scale, np.float32(ceiling / float(top)))
+        while scale * top > np.float32(ceiling):  # float32 rounding of the bound
+            scale = np.nextafter(scale, np.float32(0))
+    return dataclasses.replace(quant, scale=np.asarray(scale, np.float32))
 
 
 def activation_quant(

@@ -173,12 +173,12 @@ def _quantized(problem: Problem, drop: float, generator: torch.Generator) -> _Qu
 
 
 def _biases(problem: Problem) -> dict[str, LearnedBias]:
-    """The biases that are learned: those of layers whose weight has fewer than 8 bits."""
+    """The biases of the layers whose weight is rounded."""
     plan, constants, found = problem.plan, problem.constants, {}
     for layer in problem.points.layers.values():
         if layer.bias is None or layer.bias not in constants:
             continue
-        if layer.weight in constants and _coarse([layer.weight], plan):
+        if layer.weight in constants:
             data = plan.tensors.get(layer.data)
             reach = 1.0 if data is None else float(data.scale) * data.qtype.levels / 4
             weight = plan.tensors[layer.weight]

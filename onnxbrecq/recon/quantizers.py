@@ -156,10 +156,7 @@ class LearnedStep(nn.Module):
 
     def hardened(self) -> TensorQuant:
         """The decision with the learned step."""
-        scale = np.float32(self._start * math.exp(self.log_ratio.item()))
-        while self._ceiling is not None and scale * np.float32(self._top) > self._ceiling:
-            scale = np.nextafter(scale, np.float32(0))  # float32 rounding of the bound
-        return dataclasses.replace(self._quant, scale=np.asarray(scale, np.float32))
+        return affine.rescaled(self._quant, math.exp(self.log_ratio.item()), self._ceiling)
 
 
 class _FakeQuantize(torch.autograd.Function):
