@@ -143,7 +143,7 @@ def _candidate(
 
 
 def rescaled(quant: TensorQuant, factor: float, ceiling: float | None) -> TensorQuant:
-    """The activation quantizer with its step times `factor`; (L - 1) * step stays under `ceiling`."""
+    """The activation quantizer with its step times `factor`, (L - 1) * step at most `ceiling`."""
     scale = np.float32(np.float32(quant.scale) * np.float32(factor))
     top = np.float32(quant.qtype.levels - 1)
     if ceiling is not None:

@@ -48,7 +48,7 @@ def _problem(
         array = random.normal(0, 1, shape).astype(np.float32)
         proto.graph.initializer.append(numpy_helper.from_array(array, name))
     model = from_proto(proto)
-    size = [64, *(int(d) for d in takes.split("[")[1].split("]")[0].split(",")[1:])]
+    size = [64, *(int(d) for d in takes.split("[")[1].split("]", maxsplit=1)[0].split(",")[1:])]
     mixing = random.normal(0, 1, (size[1], size[1]))  # correlated inputs, off zero
     x = np.einsum("ij,nj...->ni...", mixing, random.normal(0.5, 1, size))
     x = (x + np.roll(x, 1, axis=-1)).astype(np.float32)
@@ -96,7 +96,7 @@ def test_outputs_are_nearer_than_with_nearest_rounding(
 
 
 def test_the_bias_takes_in_the_mean_error() -> None:
-    problem, data, plan = _problem(*_LAYERS["gemm"][:2], _LAYERS["gemm"][2], bits=2)
+    problem, data, _ = _problem(*_LAYERS["gemm"][:2], _LAYERS["gemm"][2], bits=2)
     found = round_second_order(problem, data, seed=0)
     (weight,) = found.tensors.values()
     (bias,) = found.biases.values()
