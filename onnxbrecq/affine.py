@@ -8,6 +8,7 @@ where a gradient is needed; a test holds the two equal.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnxbrecq.plan import QType, TensorQuant
 Array = NDArray[np.float32]
 _T = TypeVar("_T", bound=np.generic)
 
-_SHRINKS = np.linspace(1.0, 0.2, 81, dtype=np.float32)  # candidate fractions of the full range
+_SHRINKS = np.linspace(1.0, 0.2, 41, dtype=np.float32)  # candidate fractions of the full range
 _SAMPLE = 4096  # values of a channel that decide its scale
 _CHUNK = 1 << 18  # values searched at a time: what a processor's cache holds of float32
 
@@ -27,8 +28,6 @@ def offsets(qtype: QType, zero_point: NDArray[np.int32]) -> NDArray[np.int32]:
     """The integer offset of each channel, same shape as `zero_point`."""
     if qtype.grid == "signed":
         return np.full_like(zero_point, qtype.levels // 2)
-    if qtype.grid == "half":
-        return np.full_like(zero_point, qtype.levels - 1)
     return zero_point
 
 
@@ -89,9 +88,7 @@ def _least_error(rows: Array, qtype: QType, floor: Array) -> tuple[Array, NDArra
     best_error = np.full(len(rows), np.inf, np.float64)
     best_scale = np.ones(len(rows), np.float32)
     best_zero = np.zeros(len(rows), np.int32)
-    reach = rows.min(axis=1), rows.max(axis=1)
-    for shrink in _SHRINKS if qtype.bits < 8 else _SHRINKS[:41]:
-        scale, zero = _candidate(*reach, qtype, shrink)
+    for scale, zero in _candidates(rows.min(axis=1), rows.max(axis=1), qtype):
         scale = np.maximum(scale, floor)
         candidate = TensorQuant(qtype, scale, zero, 0)
         restored = dequantize(quantize(sample, candidate), candidate)
@@ -124,22 +121,28 @@ def _sampled(rows: Array) -> tuple[Array, NDArray[np.float64]]:
     return np.take_along_axis(rows, picked, axis=1), counts
 
 
-def _candidate(
-    least: Array, most: Array, qtype: QType, shrink: np.float32
-) -> tuple[Array, NDArray[np.int32]]:
-    """Scale and zero point of each row for its range times `shrink`."""
-    low, high = np.minimum(least, 0) * shrink, np.maximum(most, 0) * shrink
-    zero = np.zeros(len(least), np.int32)
-    if qtype.grid == "affine":
-        scale = (high - low) / (qtype.levels - 1)
-        scale[scale <= 0] = 1
-        zero = np.clip(np.rint(-low / scale), 0, qtype.levels - 1).astype(np.int32)
-    else:
+def _candidates(
+    least: Array, most: Array, qtype: QType
+) -> Iterator[tuple[Array, NDArray[np.int32]]]:
+    """Scales and zero points of rows that reach from `least` to `most` [C]."""
+    top = (qtype.levels - 1) * qtype.step
+    for shrink in _SHRINKS if qtype.bits < 8 else _SHRINKS[: len(_SHRINKS) // 2 + 1]:
+        low, high = np.minimum(least, 0) * shrink, np.maximum(most, 0) * shrink
         reach = np.maximum(-low, high)
-        top = qtype.levels - 1 if qtype.grid == "half" else qtype.levels // 2 - 1
-        scale = reach / max(top, 1)
-        scale[scale <= 0] = 1
-    return scale.astype(np.float32), zero
+        if qtype.grid == "signed":
+            scale = _positive(reach / max(qtype.levels // 2 - 1, 1))
+            yield scale, np.zeros(len(scale), np.int32)
+            continue
+        scale = _positive((high - low) / top)
+        yield scale, np.clip(np.rint(-low / scale), 0, top).astype(np.int32)
+        if qtype.grid == "half":  # symmetric, with zero between two levels, and on one
+            for middle in (qtype.levels - 1, qtype.levels):
+                scale = _positive(reach / min(middle, top - middle))
+                yield scale, np.full(len(scale), middle, np.int32)
+
+
+def _positive(scale: Array) -> Array:
+    return np.where(scale > 0, scale, 1).astype(np.float32)
 
 
 def rescaled(quant: TensorQuant, factor: float, ceiling: float | None) -> TensorQuant:

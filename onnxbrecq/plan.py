@@ -8,7 +8,8 @@ where `step` and `offset` follow from the grid:
 
     signed   step 1, offset 2**(bits-1)     symmetric integers -2**(bits-1) ... 2**(bits-1) - 1
     affine   step 1, offset zero_point      asymmetric
-    half     step 2, offset 2**bits - 1     the odd integers: symmetric, no level spent on zero
+    half     step 2, offset zero_point      asymmetric, zero in half steps: an odd zero point lies
+                                            between two levels, so that none is spent on it
 """
 
 import json
@@ -26,7 +27,7 @@ from onnxbrecq.errors import PlanError
 
 Grid = Literal["signed", "affine", "half"]
 
-_FORMAT = "onnxbrecq-plan-1"
+_FORMAT = "onnxbrecq-plan-2"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class TensorQuant:
     Attributes:
         qtype: bits and grid.
         scale: float32, shape () per tensor or [C] along `axis`; positive.
-        zero_point: int32, same shape as `scale`; used by the affine grid, 0 otherwise.
+        zero_point: int32, same shape as `scale`; not used by the signed grid, 0 there.
         axis: the channel axis of a per-channel tensor, None per tensor.
         levels: uint8, the tensor's shape: the level of each weight; None for activations.
     """

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from onnxbrecq import affine
 from onnxbrecq.plan import Grid, QType, TensorQuant
 
-_GRIDS: list[tuple[int, Grid]] = [(2, "half"), (2, "signed"), (3, "signed"), (4, "affine"),
+_GRIDS: list[tuple[int, Grid]] = [(2, "half"), (2, "signed"), (3, "half"), (4, "affine"),
+                                  (4, "half"),
                                   (4, "signed"), (8, "signed")]  # fmt: skip
 _IDS = [f"{grid}{bits}" for bits, grid in _GRIDS]
 
@@ -77,14 +78,26 @@ def test_range_search_beats_the_full_range(bits: int) -> None:
 
 def test_half_grid_takes_odd_multiples_and_beats_the_signed_grid_at_two_bits() -> None:
     weight = _values(6, 4000).reshape(1, 4000)
-    errors = {}
-    for grid in ("half", "signed"):
-        quant = affine.weight_quant(weight, QType(2, grid), 0, np.zeros(1, np.float32))  # type: ignore[arg-type]
-        assert quant.levels is not None
-        errors[grid] = float(np.square(affine.dequantize(quant.levels, quant) - weight).mean())
-        if grid == "half":
-            assert set(np.unique(affine.integers(quant.levels, quant))) <= {-3, -1, 1, 3}
-    assert errors["half"] < 0.13 < errors["signed"]  # unit Gaussian: 0.119 and 0.150
+    half, error = _quantized(weight, QType(2, "half"))
+    assert set(np.unique(affine.integers(half.levels, half))) == {-3, -1, 1, 3}  # type: ignore[arg-type]
+    assert error < 0.13 < _quantized(weight, QType(2, "signed"))[1]  # Gaussian: 0.119, 0.150
+
+
+def test_half_grid_follows_each_channel_to_one_side() -> None:
+    weight = np.abs(_values(8, 4000)).reshape(2, 2000)
+    weight[1] *= -1
+    half, error = _quantized(weight, QType(4, "half"))
+    low, high = affine.integers(half.levels, half)  # type: ignore[arg-type]
+    assert low.min() >= -1
+    assert high.max() <= 1
+    assert error < 0.3 * _quantized(weight, QType(4, "signed"))[1]
+
+
+def _quantized(weight: np.ndarray, qtype: QType) -> tuple[TensorQuant, float]:
+    """The weight on the grid, and its mean squared error."""
+    quant = affine.weight_quant(weight, qtype, 0, np.zeros(len(weight), np.float32))
+    assert quant.levels is not None
+    return quant, float(np.square(affine.dequantize(quant.levels, quant) - weight).mean())
 
 
 def test_scale_respects_its_floor() -> None:

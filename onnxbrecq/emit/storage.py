@@ -7,7 +7,9 @@ folds at load (measured on 1.32), so that QLinearConv and QGemm see an INT8 init
     signed, 8 bits        INT8
     signed, 3 and 4 bits  INT4 -> Cast INT8
     signed, 2 bits        INT2 -> Cast INT8
-    affine and half       UINT4 or UINT2 -> Cast INT32 [-> Mul step] -> Sub offset -> Cast INT8
+    affine and half       UINT4 or UINT2 -> Cast INT32 [-> Mul 2] -> Sub offset -> Cast INT8
+
+The offset is INT8 as well, one of each channel, cast to INT32 for the subtraction.
 
 In front of a layer whose data is float, Cast FLOAT -> Mul scale takes the place of
 DequantizeLinear: it folds as well, and the layer runs at the speed of the float model.
@@ -92,4 +94,5 @@ def _offset(graph: GraphWriter, quant: TensorQuant) -> str:
     if offsets.min() == offsets.max():
         value = int(offsets.flat[0])
         return graph.shared(f"i{value}", np.asarray(value, np.int32))
-    return graph.constant("o", affine.along(offsets, quant.axis, quant.levels.ndim))
+    stored = affine.along(offsets, quant.axis, quant.levels.ndim).astype(np.int8)
+    return graph.node("Cast", [graph.constant("o", stored)], graph.name("o"), to=TensorProto.INT32)

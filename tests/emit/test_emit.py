@@ -118,7 +118,7 @@ def test_the_file_holds_the_bits_asked_for(
     for name, layer in layers.items():
         assert bits[name] == ((8, 8) if layer.edge else (weights, activations)), name
     kinds = {tensor.data_type for tensor in proto.graph.initializer}
-    packed = {8: TensorProto.INT8, 4: TensorProto.INT4, 3: TensorProto.INT4, 2: TensorProto.UINT2}
+    packed = {8: TensorProto.INT8, 4: TensorProto.UINT4, 3: TensorProto.UINT4, 2: TensorProto.UINT2}
     assert packed[weights] in kinds
     assert max(o.version for o in proto.opset_import) == (25 if weights == 2 else 21)
 

@@ -6,7 +6,7 @@ from onnxbrecq import affine
 from onnxbrecq.plan import Grid, QType
 from onnxbrecq.recon.quantizers import LearnedStep, SoftRounding
 
-_GRIDS: list[tuple[int, Grid]] = [(2, "half"), (3, "signed"), (4, "signed"), (8, "signed")]
+_GRIDS: list[tuple[int, Grid]] = [(2, "half"), (3, "half"), (4, "half"), (8, "signed")]
 
 
 def _weight(seed: int = 0) -> np.ndarray:

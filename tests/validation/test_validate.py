@@ -76,7 +76,7 @@ def test_a_float_copy_is_exact_and_has_no_integer_kernels(
     onnx.save(reference.proto, tmp_path / "copy.onnx")
     found = validate(
         tmp_path / "copy.onnx",
-        replace(reference, path=tmp_path / "copy.onnx"),
+        replace(reference, files=(tmp_path / "copy.onnx",)),
         samples=samples,
         labelled=labelled,
         max_drop=0.0,
