@@ -17,16 +17,18 @@ otherwise outweigh all the rest (MobileNetV2's first block: 0.82 of the energy w
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.recon.bridge import TorchBlock
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem
-from onnxbrecq.recon.quantizers import LearnedBias, LearnedStep, SoftRounding
+from onnxbrecq.recon.quantizers import Dropping, LearnedBias, LearnedStep, SoftRounding
 from onnxbrecq.recon.resources import buffers_kept
 
 _WARM_UP = 0.2  # share of the steps without regularizer, as in the authors' code
@@ -97,11 +99,12 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
     """
     settings = recipe.reconstruction
     generator = torch.Generator().manual_seed(seed)
-    model = _quantized(problem, settings.drop, generator)
+    dropping = Dropping(settings.drop, generator)
+    model = _quantized(problem, dropping)
     optimizer = _optimizer(model, settings)
     source = _Source(data, generator)
     iterations, batch_size = steps(problem, recipe), 1 if problem.alone else recipe.schedule()[1]
-    drop = settings.drop if _coarse(data.inputs, problem.plan) else 0.0
+    input_dropping = dropping if _coarse(data.inputs, problem.plan) else None
     half = _coarse(problem.constants, problem.plan) and _fast_bfloat16()
     with buffers_kept():
         unit = _start_error(model, source, batch_size)
@@ -109,7 +112,7 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
         for i in range(iterations):
             if i == int(_SOFT * iterations):
                 model.harden()
-            feed, targets = source.batch(batch_size, drop)
+            feed, targets = source.batch(batch_size, input_dropping)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 outputs, gates = model(feed)
             loss = source.error(outputs, targets) / unit
@@ -151,7 +154,7 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))
 
 
-def _quantized(problem: Problem, drop: float, generator: torch.Generator) -> _Quantized:
+def _quantized(problem: Problem, dropping: Dropping) -> _Quantized:
     """The block with quantizers in their starting state."""
     plan, points, constants = problem.plan, problem.points.points, problem.constants
     return _Quantized(
@@ -163,9 +166,7 @@ def _quantized(problem: Problem, drop: float, generator: torch.Generator) -> _Qu
         },
         _biases(problem),
         {
-            name: LearnedStep(
-                plan.tensors[name], points[name].ceiling, drop=drop, generator=generator
-            )
+            name: LearnedStep(plan.tensors[name], points[name].ceiling, dropping)
             for name in problem.heads
             if _coarse([name], plan)
         },
@@ -200,21 +201,23 @@ class _Source:
     """Random batches of a block's data, and the weighted error on them."""
 
     def __init__(self, data: BlockData, generator: torch.Generator) -> None:
-        self._inputs = {n: torch.from_numpy(np.asarray(a)) for n, a in data.inputs.items()}
-        self._float = {n: torch.from_numpy(np.asarray(a)) for n, a in data.float_inputs.items()}
-        self._targets = {n: torch.from_numpy(np.asarray(a)) for n, a in data.targets.items()}
+        self._inputs = {name: _stored(array) for name, array in data.inputs.items()}
+        self._float = {name: _stored(array) for name, array in data.float_inputs.items()}
+        self._targets = {name: _stored(array) for name, array in data.targets.items()}
         self._weights = {n: torch.from_numpy(a) for n, a in data.weights.items()}
         self._generator = generator
         self._count = len(data)
 
-    def batch(self, size: int, drop: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Inputs and targets of `size` random samples; a share `drop` of inputs is float."""
+    def batch(
+        self, size: int, dropping: Dropping | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Inputs and targets of `size` random samples; some of the inputs' values are float."""
         index = torch.randint(self._count, (size,), generator=self._generator)
         feed = {name: _picked(array, index) for name, array in self._inputs.items()}
-        if drop:
-            for name, value in feed.items():
-                keep = torch.rand(value.shape, generator=self._generator) < drop
-                feed[name] = torch.where(keep, _picked(self._float[name], index), value)
+        for name, value in feed.items() if dropping else ():
+            passes = dropping.mask(value) if value.is_floating_point() else None  # type: ignore[union-attr]
+            if passes is not None:
+                feed[name] = torch.lerp(value, _picked(self._float[name], index), passes)
         return feed, {name: _picked(array, index) for name, array in self._targets.items()}
 
     def error(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
@@ -226,10 +229,16 @@ class _Source:
         return torch.stack(terms).sum()
 
 
+def _stored(array: NDArray[Any]) -> Tensor:
+    """All samples; of feature maps the channels last, as oneDNN's convolutions want them."""
+    whole = torch.from_numpy(np.asarray(array))
+    return whole.permute(0, 2, 3, 1).contiguous() if whole.ndim == 4 else whole
+
+
 def _picked(array: Tensor, index: Tensor) -> Tensor:
-    """The samples at `index`; feature maps channels-last, as oneDNN's convolutions want them."""
-    part = array[index]
-    return part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part
+    """The samples at `index` of what `_stored` keeps, with the axes in their order."""
+    part = array.index_select(0, index)
+    return part.permute(0, 3, 1, 2) if part.ndim == 4 else part
 
 
 def _start_error(model: _Quantized, source: _Source, batch_size: int) -> float:
@@ -238,7 +247,7 @@ def _start_error(model: _Quantized, source: _Source, batch_size: int) -> float:
     total = 0.0
     with torch.no_grad():
         for _ in range(4):
-            feed, targets = source.batch(batch_size, 0.0)
+            feed, targets = source.batch(batch_size)
             total += float(source.error(model.nearest(feed), targets))
     return max(total / 4, 1e-12)
 

@@ -22,6 +22,7 @@ from onnxbrecq import affine
 from onnxbrecq.plan import TensorQuant
 
 _ZETA, _GAMMA = 1.1, -0.1  # stretch of the sigmoid, AdaRound eq. 23
+_PLACES = 1 << 16  # from which a mask may start
 
 
 class SoftRounding(nn.Module):
@@ -121,33 +122,25 @@ class LearnedStep(nn.Module):
     """
 
     def __init__(
-        self,
-        quant: TensorQuant,
-        ceiling: float | None,
-        *,
-        drop: float = 0.0,
-        generator: torch.Generator | None = None,
+        self, quant: TensorQuant, ceiling: float | None, dropping: "Dropping | None" = None
     ) -> None:
-        """Starts from the step of `quant`; `drop` and its `generator` serve training only."""
+        """Starts from the step of `quant`; `dropping` serves training only."""
         super().__init__()
-        self._generator = generator
+        self._dropping = dropping
         self._quant = quant
         self._start = float(quant.scale)
         self._zero = int(quant.zero_point)
         self._top = quant.qtype.levels - 1
         self._ceiling = ceiling
         self._most = math.inf if ceiling is None else math.log(ceiling / self._top / self._start)
-        self._drop = drop
         self.log_ratio = nn.Parameter(torch.zeros(()))
 
     def forward(self, value: Tensor) -> Tensor:
-        """`value` on the quantizer's grid; while training, a share `drop` of it passes as is."""
+        """`value` on the quantizer's grid; while training, some of it passes as it is."""
         scale = self._start * torch.exp(self.log_ratio)
-        quantized: Tensor = _FakeQuantize.apply(value, scale, self._zero, self._top)  # type: ignore[no-untyped-call]
-        if self.training and self._drop > 0:
-            keep = torch.rand(value.shape, generator=self._generator) < self._drop
-            return torch.where(keep, value, quantized)
-        return quantized
+        passes = self._dropping.mask(value) if self.training and self._dropping else None
+        made: Tensor = _FakeQuantize.apply(value, scale, passes, self._zero, self._top)  # type: ignore[no-untyped-call]
+        return made
 
     def constrain(self) -> None:
         """Brings the step back under the ceiling; to be called after each optimiser step."""
@@ -159,21 +152,61 @@ class LearnedStep(nn.Module):
         return affine.rescaled(self._quant, math.exp(self.log_ratio.item()), self._ceiling)
 
 
+class Dropping:
+    """Which values pass unquantized while activations learn (QDrop, Wei et al., ICLR 2022).
+
+    Drawing a number for each value costs more than a convolution; so a long row of draws is made
+    once, and each mask is a piece of it from a random place.
+    """
+
+    def __init__(self, share: float, generator: torch.Generator) -> None:
+        """A `share` of all values passes."""
+        self._share = share
+        self._generator = generator
+        self._draws = torch.empty(0)
+
+    def mask(self, like: Tensor) -> Tensor | None:
+        """1 where a value passes, else 0: shape, layout and type of `like`; None: none passes."""
+        if self._share == 0:
+            return None
+        if len(self._draws) < like.numel() + _PLACES:
+            draws = torch.rand(like.numel() + _PLACES, generator=self._generator)
+            self._draws = (draws < self._share).to(torch.float32)
+        start = int(torch.randint(_PLACES, (1,), generator=self._generator))
+        layout = torch.empty_like(like, device="meta").stride()
+        return self._draws.as_strided(like.shape, layout, start).to(like.dtype)
+
+
 class _FakeQuantize(torch.autograd.Function):
-    """s * clip(round(x / s), -z, top - z), with LSQ's gradients for x and s."""
+    """s * clip(round(x / s), -z, top - z), with LSQ's gradients for x and s.
+
+    Only operations on floats: torch's on booleans (where, comparisons) take 5 to 40 times as long.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, scale: Tensor, zero: int, top: int) -> Tensor:
+    def forward(
+        ctx: Any, value: Tensor, scale: Tensor, passes: Tensor | None, zero: int, top: int
+    ) -> Tensor:
         ratio = value / scale
-        rounded = torch.round(ratio)
-        code = rounded.clamp(-zero, top - zero)
-        inside = code == rounded
-        # d/ds = code - x/s inside the range, code outside (LSQ, eq. 3).
-        ctx.save_for_backward(torch.where(inside, code - ratio, code), inside)
-        return code * scale
+        code = ratio.round().clamp_(-zero, top - zero)
+        ctx.save_for_backward(ratio, code, passes)
+        ctx.inside = (-zero - 0.5, top - zero + 0.5)
+        made = code * scale
+        return made if passes is None else torch.lerp(made, value, passes)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        slope, inside = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        ratio, code, passes = ctx.saved_tensors
         (gradient,) = gradients
-        return gradient * inside, (slope * gradient).sum(), None, None
+        straight = _where_inside(gradient, ratio, ctx.inside)
+        if passes is not None:
+            straight = torch.lerp(straight, gradient, passes)
+            gradient = gradient - gradient * passes
+        # d/ds = code - x/s inside the range, code outside (LSQ, eq. 3).
+        slope = code - _where_inside(ratio, ratio, ctx.inside)
+        return straight, (slope * gradient).sum(dtype=torch.float32), None, None, None
+
+
+def _where_inside(value: Tensor, ratio: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """`value` where `ratio` lies between the bounds, 0 elsewhere."""
+    return torch.ops.aten.hardtanh_backward(value, ratio, *bounds)  # type: ignore[no-any-return]

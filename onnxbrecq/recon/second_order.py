@@ -37,6 +37,8 @@ _COLUMNS, _FEWEST = 4, 4096  # places of which H is made: per value of x, and at
 _VALUES = 1 << 25  # and no more values in all
 _DAMPING = 0.01  # of the mean of H's diagonal, added to it
 _LONGEST = 4096  # values of x in one H
+_ROUNDS = 2  # of coordinate descent
+_STRETCH = (0.5, 2.0)  # of a scale, at most in one round
 _LAZY = 128  # columns rounded before the rest is told
 
 
@@ -100,10 +102,13 @@ class _Rounding:
         moments = self._moments(layer, node, weight, groups * pieces)
         if moments is None:
             return
-        levels = _joined(_rounded(_split(matrix, pieces), moments.gram, quant, pieces), pieces)
+        levels, scale = _rounded(_split(matrix, pieces), moments.gram, quant, pieces)
+        levels = _joined(levels, pieces)
         ordered = levels.reshape(first.shape).movedim(0, layer.axis).contiguous()
         self._weights[layer.weight] = rounded = dataclasses.replace(
-            quant, levels=ordered.to(torch.uint8).numpy()
+            quant,
+            levels=ordered.to(torch.uint8).numpy(),
+            scale=scale.reshape(quant.scale.shape).numpy(),
         )
         if layer.bias is not None:
             made = torch.from_numpy(affine.dequantize(rounded.levels, rounded))  # type: ignore[arg-type]
@@ -220,8 +225,8 @@ def _joined(weight: Tensor, pieces: int) -> Tensor:
     return weight.reshape(-1, pieces, outputs, length).transpose(1, 2).flatten(2)
 
 
-def _rounded(weight: Tensor, gram: Tensor, quant: TensorQuant, pieces: int) -> Tensor:
-    """Levels [G, O, K] of the weights of G independent groups, whose inputs have `gram` [G, K, K].
+def _rounded(weight: Tensor, gram: Tensor, quant: TensorQuant, pieces: int) -> tuple[Tensor, Tensor]:
+    """Levels [G, O, K] and scales of the weights of G groups, whose inputs have `gram` [G, K, K].
 
     `pieces` groups in a row belong to the same output channels.
     """
@@ -242,20 +247,80 @@ def _rounded(weight: Tensor, gram: Tensor, quant: TensorQuant, pieces: int) -> T
         .repeat_interleave(pieces, dim=0)
         for v in (quant.scale, offsets)
     )
-    step, top = quant.qtype.step, quant.qtype.levels - 1
-    rest, levels = weight[:, :, order].clone(), torch.empty_like(weight)
-    for start in range(0, length, _LAZY):
-        end = min(start + _LAZY, length)
-        errors = torch.empty(groups, outputs, end - start)
+    grid = _Grid(scale, zero, quant.qtype.step, quant.qtype.levels - 1)
+    ordered = weight[:, :, order]
+    made = _compensated(ordered, factor, grid)
+    metric = damped.float()
+    for _ in range(_ROUNDS):
+        stretch = _stretch(ordered, made, metric, pieces)
+        grid = grid._replace(scale=grid.scale * stretch)
+        made = _descended(ordered, made * stretch[..., None], metric, grid)
+    return grid.levels(made)[:, :, order.argsort()], grid.scale.reshape(-1, pieces, outputs)[:, 0]
+
+
+class _Grid(NamedTuple):
+    """Where the weights [G, O, K] may lie: scale and offset [G, O], integer step, top level."""
+
+    scale: Tensor
+    offset: Tensor
+    step: int
+    top: int
+
+    def nearest(self, column: Tensor) -> Tensor:
+        """The nearest values of a column [G, O]."""
+        level = torch.round((column / self.scale + self.offset) / self.step).clamp_(0, self.top)
+        return self.scale * (level * self.step - self.offset)
+
+    def levels(self, made: Tensor) -> Tensor:
+        """The levels of values [G, O, K] on the grid."""
+        ratio = made / self.scale[..., None] + self.offset[..., None]
+        return torch.round(ratio / self.step).clamp_(0, self.top)
+
+
+def _compensated(weight: Tensor, factor: Tensor, grid: _Grid) -> Tensor:
+    """Weights on the grid, column by column, the error of each handed on along `factor`."""
+    rest, made = weight.clone(), torch.empty_like(weight)
+    for start, end in _columns_at_a_time(weight):
+        errors = torch.empty_like(weight[:, :, start:end])
         for i in range(start, end):
-            column = rest[:, :, i]
-            level = torch.round((column / scale + zero) / step).clamp(0, top)
-            levels[:, :, i] = level
-            error = (column - scale * (level * step - zero)) / factor[:, i, i, None]
+            made[:, :, i] = grid.nearest(rest[:, :, i])
+            error = (rest[:, :, i] - made[:, :, i]) / factor[:, i, i, None]
             rest[:, :, i:end] -= error[:, :, None] * factor[:, None, i, i:end]
             errors[:, :, i - start] = error
         rest[:, :, end:] -= errors @ factor[:, start:end, end:]
-    return levels[:, :, order.argsort()]
+    return made
+
+
+def _descended(weight: Tensor, made: Tensor, gram: Tensor, grid: _Grid) -> Tensor:
+    """Each column once more at the level that is best beside all others (coordinate descent)."""
+    made = made.clone()
+    slope = (made - weight) @ gram
+    for start, end in _columns_at_a_time(weight):
+        moves = torch.empty_like(weight[:, :, start:end])
+        for i in range(start, end):
+            best = grid.nearest(made[:, :, i] - slope[:, :, i] / gram[:, i, i, None])
+            move = best - made[:, :, i]
+            slope[:, :, i:end] += move[:, :, None] * gram[:, None, i, i:end]
+            made[:, :, i] = best
+            moves[:, :, i - start] = move
+        slope[:, :, end:] += moves @ gram[:, start:end, end:]
+    return made
+
+
+def _stretch(weight: Tensor, made: Tensor, gram: Tensor, pieces: int) -> Tensor:
+    """The factor [G, O] on each output's scale that brings `made` nearest to `weight`."""
+    moved = made @ gram
+    along, length = (
+        (moved * other).sum(-1).reshape(-1, pieces, weight.shape[1]).sum(1)
+        for other in (weight, made)
+    )
+    found = torch.where(length > 0, along / length, 1).clamp_(*_STRETCH)
+    return found.repeat_interleave(pieces, dim=0)
+
+
+def _columns_at_a_time(weight: Tensor) -> Iterator[tuple[int, int]]:
+    length = weight.shape[-1]
+    return ((start, min(start + _LAZY, length)) for start in range(0, length, _LAZY))
 
 
 def _integers(node: onnx.NodeProto, name: str) -> list[int]:

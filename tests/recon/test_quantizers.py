@@ -4,7 +4,7 @@ import torch
 
 from onnxbrecq import affine
 from onnxbrecq.plan import Grid, QType
-from onnxbrecq.recon.quantizers import LearnedStep, SoftRounding
+from onnxbrecq.recon.quantizers import Dropping, LearnedStep, SoftRounding
 
 _GRIDS: list[tuple[int, Grid]] = [(2, "half"), (3, "half"), (4, "half"), (8, "signed")]
 
@@ -45,7 +45,7 @@ def test_soft_weight_starts_at_the_float_weight() -> None:
 def test_activation_equals_the_numpy_formula(bits: int) -> None:
     values = np.random.default_rng(3).normal(1, 2, 1000).astype(np.float32)
     quant = affine.activation_quant(values, bits)
-    step = LearnedStep(quant, None, drop=0.5, generator=torch.Generator()).eval()
+    step = LearnedStep(quant, None, Dropping(0.5, torch.Generator())).eval()
     expected = affine.dequantize(affine.quantize(values, quant), quant)
     np.testing.assert_allclose(step(torch.from_numpy(values)).detach().numpy(), expected, rtol=1e-6)
 
@@ -53,7 +53,7 @@ def test_activation_equals_the_numpy_formula(bits: int) -> None:
 def test_learned_step_keeps_below_the_ceiling() -> None:
     values = np.random.default_rng(4).uniform(0, 6, 1000).astype(np.float32)
     quant = affine.activation_quant(values, 4, ceiling=6.0, nonnegative=True)
-    step = LearnedStep(quant, 6.0, drop=0.0, generator=torch.Generator())
+    step = LearnedStep(quant, 6.0)
     with torch.no_grad():
         step.log_ratio.fill_(3.0)
     step.constrain()
@@ -65,7 +65,7 @@ def test_step_gradient_is_that_of_the_error() -> None:
     values = torch.linspace(-1.5, 1.5, 301, dtype=torch.float64)
     quant = affine.activation_quant(values.numpy().astype(np.float32), 4)
     target = torch.sin(values)
-    step = LearnedStep(quant, None, drop=0.0, generator=torch.Generator()).double()
+    step = LearnedStep(quant, None).double()
 
     def error(shift: float) -> torch.Tensor:
         with torch.no_grad():
