@@ -88,8 +88,8 @@ def _least_error(rows: Array, qtype: QType, floor: Array) -> tuple[Array, NDArra
     best_error = np.full(len(rows), np.inf, np.float64)
     best_scale = np.ones(len(rows), np.float32)
     best_zero = np.zeros(len(rows), np.int32)
-    for scale, zero in _candidates(rows.min(axis=1), rows.max(axis=1), qtype):
-        scale = np.maximum(scale, floor)
+    for wanted, zero in _candidates(rows.min(axis=1), rows.max(axis=1), qtype):
+        scale = np.maximum(wanted, floor)
         candidate = TensorQuant(qtype, scale, zero, 0)
         restored = dequantize(quantize(sample, candidate), candidate)
         error = (np.square(sample - restored, dtype=np.float64) * counts).sum(axis=1)

@@ -8,7 +8,7 @@ keeps its former decisions.
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.bridge import BridgeError, TorchBlock, import_block
 from onnxbrecq.recon.fisher import FisherSweep
 from onnxbrecq.recon.optimise import reconstruct, steps
-from onnxbrecq.recon.problem import BlockData, Problem
+from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.resources import threads_limited
 from onnxbrecq.recon.second_order import round_second_order
 from onnxbrecq.report.result import BlockFacts
@@ -164,18 +164,20 @@ def _improved(task: Task, part: _Part, plan: QuantPlan, data: BlockData, *, seed
     outputs = _run(task, part, plan, data.inputs)
     before = after = relative_error(outputs, data.targets, data.weights)
     note, iterations = part.reason, 0
+    settings = task.recipe.settings()
     problem = None if before is None else _problem(task, part, plan)
     if problem is not None and before is not None:
-        iterations = steps(problem, task.recipe)
-        candidate = _learned(task, problem, data, seed)
-        tried = _run(task, part, candidate, data.inputs)
-        error = relative_error(tried, data.targets, data.weights)
-        if error is not None and error < before:
-            plan, outputs, after = candidate, tried, error
-        else:
-            ended = "another number of outputs" if error is None else f"loss {error:.3g}"
-            note = f"kept round-to-nearest: learning ended at {ended}"
-    if task.recipe.reconstruction.iterations != 0 and before is not None:
+        iterations = steps(problem, settings)
+        ends = []
+        for candidate in _learned(task, problem, data, seed):
+            tried = _run(task, part, candidate, data.inputs)
+            error = relative_error(tried, data.targets, data.weights)
+            ends.append("another number of outputs" if error is None else f"loss {error:.3g}")
+            if error is not None and after is not None and error < after:
+                plan, outputs, after = candidate, tried, error
+        if after == before and ends:
+            note = f"kept round-to-nearest: learning ended at {ends[-1]}"
+    if settings.step_search and before is not None:
         steps_found = _with_better_steps(task, part, plan, data)
         if steps_found is not plan:
             plan = steps_found
@@ -235,7 +237,7 @@ def _difference(former: QuantPlan, plan: QuantPlan) -> QuantPlan:
 def _problem(task: Task, part: _Part, plan: QuantPlan) -> Problem | None:
     """What the block can learn; None where there is nothing, or no wish to."""
     weights = [name for name in part.block.weights if name in plan.tensors]
-    if part.torch is None or not weights or task.recipe.reconstruction.iterations == 0:
+    if part.torch is None or not weights:
         return None
     biases = [layer.bias for layer in task.points.layers.values() if layer.weight in weights]
     constants = {
@@ -247,15 +249,23 @@ def _problem(task: Task, part: _Part, plan: QuantPlan) -> Problem | None:
     return Problem(part.torch, part.alone, plan, task.points, part.model.nodes, heads, constants)
 
 
-def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> QuantPlan:
-    """The plan with what the block learned."""
+def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> Iterator[QuantPlan]:
+    """Plans with what the block learned: by second-order rounding, by gradients from there on."""
     on_grid = dataclasses.replace(data, inputs=_on_grid(task.model, problem.plan, data.inputs))
-    learned = (
-        reconstruct(problem, on_grid, task.recipe, seed)
-        if steps(problem, task.recipe)
-        else round_second_order(problem, on_grid, seed)
-    )
-    return problem.plan.updated(_grouped(learned.tensors, task.points), learned.biases)
+    settings = task.recipe.settings()
+    if settings.start == "second-order":
+        found = round_second_order(problem, on_grid, seed)
+        plan = _told(problem.plan, found.decisions, task.points)
+        yield plan
+        constants = {**problem.constants, **found.decisions.biases, **found.weights}
+        problem = dataclasses.replace(problem, plan=plan, constants=constants)
+    if settings.iterations:
+        yield _told(problem.plan, reconstruct(problem, on_grid, task.recipe, seed), task.points)
+
+
+def _told(plan: QuantPlan, decisions: Decisions, points: Points) -> QuantPlan:
+    """The plan with a block's decisions; those for the head of a group hold for all its tensors."""
+    return plan.updated(_grouped(decisions.tensors, points), decisions.biases)
 
 
 def _import(task: Task, block: Block) -> _Part:
@@ -328,7 +338,7 @@ def _fisher(task: Task, parts: Sequence[_Part], progress: Progress) -> Arrays:
     """Fisher weights of the blocks' outputs; empty for plain squared error."""
     logits = task.model.outputs[0]
     scores = len(task.model.shapes.get(logits, ())) == 2 and task.model.batched
-    settings = task.recipe.reconstruction
+    settings = task.recipe.settings()
     if settings.loss != "fisher" or not scores or settings.iterations == 0:
         return {}
     names = tuple(dict.fromkeys(name for part in parts for name in part.block.outputs))

@@ -72,7 +72,7 @@ def activation_bits(points: Points, recipe: Recipe) -> dict[str, int]:
 
 
 def _weight_quant(model: Model, layer: Layer, bits: int, data: TensorQuant | None) -> TensorQuant:
-    """The weight at its nearest levels; below 8 bits on the half-step grid, where one step counts."""
+    """The weight at its nearest levels; on the half-step grid below 8 bits."""
     weight = np.asarray(model.initializers[layer.weight], np.float32)
     qtype = QType(bits, "half" if bits < 8 else "signed")
     least = _least_scale(model, layer, weight, data)

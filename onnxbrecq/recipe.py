@@ -3,19 +3,24 @@
 import dataclasses
 import math
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from onnxbrecq.errors import RecipeError
 
-Effort = Literal["fast", "balanced", "best"]
+Effort = Literal["fast", "balanced", "best", "paper"]
 
 WEIGHT_BITS = (2, 3, 4, 8)
 ACTIVATION_BITS = (2, 3, 4, 8)
-EFFORTS = ("fast", "balanced", "best")
+EFFORTS = ("fast", "balanced", "best", "paper")
 DEVICES = ("auto", "cpu")  # learning on a GPU is not built yet
 TARGETS = ("ort-cpu",)
+
+
+def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed or isinstance(value, bool):
+        raise RecipeError(f"{key} = {value!r}: choose one of {', '.join(map(str, allowed))}")
 
 
 @dataclass(frozen=True)
@@ -64,44 +69,67 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The block optimiser's settings; None means: as `effort` says.
+    """How blocks are learned; the defaults are those of `balanced`.
 
     Attributes:
-        iterations: optimiser steps per block; 0: round to nearest, learn nothing.
+        start: what rounding starts from: second-order rounding, or each weight's nearest level.
+        iterations: optimiser steps per block; 0: none, the start is the result.
         batch_size: samples a step.
         rounding_rate: learning rate of the rounding variables.
-        scale_rate: learning rate of weight scales and activation steps, relative to each.
-        bias_rate: learning rate of the biases, relative to the layer's rounding error.
+        scale_rate: learning rate of the weight scales, relative to each; 0: they stay.
+        bias_rate: learning rate of the biases, relative to the rounding error; 0: they stay.
+        step_rate: learning rate of the activation steps below 8 bits, relative to each.
+        settle: share of the steps, the last, in which the weights are hard and the rest goes on.
         loss: squared error, or squared error weighted by the Fisher information.
-        regularization: weight of the term that drives rounding to 0 or 1 (paper: lambda).
+        regularizer: whether the term that drives rounding to 0 or 1 is relative to the block's
+            starting error, or absolute as in the paper.
+        regularization: its weight (paper: lambda).
         drop: share of the values that pass unquantized while activations below 8 bits learn
-            (QDrop, Wei et al., ICLR 2022).
+            (QDrop, Wei et al., ICLR 2022); with 1 they are quantized only while the block settles.
+        step_search: whether activation steps are tried finer and coarser on the deployed block.
     """
 
-    iterations: int | None = None
-    batch_size: int | None = None
-    rounding_rate: float = 3e-2
+    start: Literal["second-order", "nearest"] = "second-order"
+    iterations: int = 1000
+    batch_size: int = 16
+    rounding_rate: float = 1e-2
     scale_rate: float = 1e-3
     bias_rate: float = 1e-2
+    step_rate: float = 1e-3
+    settle: float = 0.15
     loss: Literal["mse", "fisher"] = "mse"
+    regularizer: Literal["relative", "absolute"] = "relative"
     regularization: float = 0.1
     drop: float = 0.5
+    step_search: bool = True
 
     def __post_init__(self) -> None:
+        _one_of("reconstruction.start", self.start, ("second-order", "nearest"))
         _one_of("reconstruction.loss", self.loss, ("mse", "fisher"))
-        for key in ("iterations", "batch_size"):
+        _one_of("reconstruction.regularizer", self.regularizer, ("relative", "absolute"))
+        for key, least, most in _BOUNDS:
             value = getattr(self, key)
-            if value is not None and value < (0 if key == "iterations" else 1):
-                raise RecipeError(f"reconstruction.{key} = {value}: too small")
+            if not least <= value <= most:
+                raise RecipeError(f"reconstruction.{key} = {value}: want {least} to {most:g}")
 
 
-# Steps per block (0: second-order rounding, without gradients) and samples a step. The paper takes
-# 20 000 steps of 32 at a learning rate of 1e-3.
-_EFFORT: dict[str, tuple[int, int]] = {
-    "fast": (0, 16),
-    "balanced": (1000, 16),
-    "best": (8000, 32),
-}
+_BOUNDS = (("iterations", 0, math.inf), ("batch_size", 1, math.inf),
+           ("rounding_rate", 0, math.inf), ("scale_rate", 0, math.inf), ("bias_rate", 0, math.inf),
+           ("step_rate", 0, math.inf), ("regularization", 0, math.inf),
+           ("settle", 0, 1), ("drop", 0, 1))  # fmt: skip
+
+# `paper` is BRECQ's schedule as its authors published it: 20 000 steps for rounding, activations in
+# float, then 5000 for the steps of activations.
+_EFFORT: dict[str, Reconstruction] = {
+    "fast": Reconstruction(iterations=0),
+    "balanced": Reconstruction(),
+    "best": Reconstruction(iterations=8000, batch_size=32, rounding_rate=3e-3),
+    "paper": Reconstruction(
+        start="nearest", iterations=25_000, batch_size=32, rounding_rate=1e-3, scale_rate=0.0,
+        bias_rate=0.0, step_rate=4e-4, settle=0.2, loss="fisher", regularizer="absolute",
+        regularization=0.01, drop=1.0, step_search=False,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,7 +148,7 @@ class Recipe:
         threads: of torch and onnxruntime; None: all cores.
         device: where blocks are optimised.
         preprocess: for image folders.
-        reconstruction: the optimiser.
+        reconstruction: how blocks are learned, in place of what `effort` says.
     """
 
     weights: int = 4
@@ -133,7 +161,7 @@ class Recipe:
     threads: int | None = None
     device: str = "auto"
     preprocess: Preprocess | None = None
-    reconstruction: Reconstruction = field(default_factory=Reconstruction)
+    reconstruction: Reconstruction | None = None
 
     def __post_init__(self) -> None:
         _one_of("weights", self.weights, WEIGHT_BITS)
@@ -179,21 +207,17 @@ class Recipe:
                 **_fields(Preprocess, "data.preprocess.", data["preprocess"])
             )
         if "reconstruction" in table:
-            values["reconstruction"] = Reconstruction(
-                **_fields(Reconstruction, "reconstruction.", table["reconstruction"])
-            )
+            effort = overrides.get("effort", values.get("effort", cls.effort))
+            _one_of("effort", effort, EFFORTS)
+            given = _fields(Reconstruction, "reconstruction.", table["reconstruction"])
+            values["reconstruction"] = dataclasses.replace(_EFFORT[effort], **given)
         if values.get("activations") == "float":
             values["activations"] = None
         return cls(**{**values, **overrides})
 
-    def schedule(self) -> tuple[int, int]:
-        """Optimiser steps per block, and samples a step."""
-        iterations, batch_size = _EFFORT[self.effort]
-        wanted = self.reconstruction
-        return (
-            iterations if wanted.iterations is None else wanted.iterations,
-            batch_size if wanted.batch_size is None else wanted.batch_size,
-        )
+    def settings(self) -> Reconstruction:
+        """How blocks are learned."""
+        return self.reconstruction or _EFFORT[self.effort]
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
@@ -213,11 +237,6 @@ def _numbers(
     )
 
 
-def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed or isinstance(value, bool):
-        raise RecipeError(f"{key} = {value!r}: choose one of {', '.join(map(str, allowed))}")
-
-
 def _known(where: str, table: object, allowed: set[str]) -> None:
     if not isinstance(table, dict):
         raise RecipeError(f"recipe: {where} must be a table")
@@ -226,7 +245,7 @@ def _known(where: str, table: object, allowed: set[str]) -> None:
             raise RecipeError(f"recipe: unknown key {where}.{key}; known: {sorted(allowed)}")
 
 
-_NUMBERS = {"float": (int, float), "int": (int,), "str": (str,), "Effort": (str,)}
+_NUMBERS = {"float": (int, float), "int": (int,), "str": (str,), "Effort": (str,), "bool": (bool,)}
 
 
 def _fields(cls: type, prefix: str, table: object) -> dict[str, Any]:
@@ -239,7 +258,11 @@ def _fields(cls: type, prefix: str, table: object) -> dict[str, Any]:
         name = kinds[key].split(".")[-1].split(" |")[0].rstrip("'>").removeprefix("<class '")
         wanted = _NUMBERS.get(name)
         weight_only = key == "activations" and value == "float"
-        if wanted and not weight_only and (not isinstance(value, wanted) or value is True):
+        if (
+            wanted
+            and not weight_only
+            and (not isinstance(value, wanted) or (isinstance(value, bool) and name != "bool"))
+        ):
             raise RecipeError(f"recipe: {prefix}{key} = {value!r}: want {name}")
         values[key] = tuple(value) if isinstance(value, list) else value
     return values

@@ -33,6 +33,7 @@ def _assert_weights_kept(walked: Walk, task: Task, plan: QuantPlan) -> None:
 
 
 _QUICK = Reconstruction(iterations=150, batch_size=16)
+_NEAREST = Reconstruction(start="nearest", iterations=0, step_search=False)
 
 
 @pytest.mark.parametrize("loss", ["mse", "fisher"])
@@ -51,7 +52,8 @@ def test_learning_lowers_the_error_of_the_deployed_blocks(
 def test_a_block_that_got_worse_keeps_its_former_decisions(
     model: Model, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, plan = _task(model, data, reconstruction=_QUICK)
+    settings = dataclasses.replace(_QUICK, start="nearest")
+    task, plan = _task(model, data, reconstruction=settings)
 
     def ruined(problem: Problem, *_: object) -> Decisions:
         return Decisions(
@@ -103,7 +105,7 @@ def test_a_block_that_torch_computes_otherwise_is_an_island(
 
 
 def test_no_iterations_mean_round_to_nearest(model: Model, data: Dataset) -> None:
-    task, plan = _task(model, data, reconstruction=Reconstruction(iterations=0))
+    task, plan = _task(model, data, reconstruction=_NEAREST)
     walked = walk(task, plan, silent)
     assert walked.plan == plan
     assert all(block.iterations == 0 for block in walked.blocks)

@@ -22,6 +22,7 @@ def test_a_file_with_every_kind_of_key(tmp_path: Path) -> None:
         channels = "BGR"
         [reconstruction]
         iterations = 0
+        step_search = false
         """
     )
     assert Recipe.from_toml(path) == Recipe(
@@ -31,7 +32,7 @@ def test_a_file_with_every_kind_of_key(tmp_path: Path) -> None:
         preprocess=Preprocess(
             resize_short=256, center_crop=(224, 192), mean=(0.5, 0, 0.25), channels="BGR"
         ),
-        reconstruction=Reconstruction(iterations=0),
+        reconstruction=Reconstruction(iterations=0, step_search=False),
     )
 
 

@@ -72,6 +72,7 @@ class TorchBlock(nn.Module):
         feed: Mapping[str, Tensor],
         constants: Mapping[str, Tensor] | None = None,
         hooks: Mapping[str, Hook] | None = None,
+        outputs: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """The block's outputs by name.
 
@@ -79,15 +80,20 @@ class TorchBlock(nn.Module):
             feed: every input of the block.
             constants: initializer name → tensor used in its place, in ONNX layout.
             hooks: tensor name → function applied to it as soon as it is computed.
+            outputs: tensors to return in place of the block's outputs; what comes behind the last
+                of them is not computed.
         """
         hooks = hooks or {}
         values: dict[str, Tensor] = {**self._constants, **(constants or {}), **feed}
+        wanted = self.outputs if outputs is None else outputs
         for step in self._steps:
+            if outputs is not None and all(name in values for name in outputs):
+                break
             made = step.module(*(values[name] if name else None for name in step.inputs))
             made = made if isinstance(made, (tuple, list)) else (made,)
             for name, value in zip(step.outputs, made, strict=True):
                 values[name] = hooks[name](value) if name in hooks else value
-        return {name: values[name] for name in self.outputs}
+        return {name: values[name] for name in wanted}
 
     def arrays(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The float block's outputs for numpy inputs.

@@ -8,10 +8,11 @@ with z the block's output on *quantized* inputs, w the Fisher weights (1 for pla
 BRECQ, eq. 10) and L0 the first batches' error at nearest rounding, so that lambda means the same
 in every block. beta falls from 20 to 2 after a warm-up, as in AdaRound.
 
-Beyond the paper, each channel's weight scale and bias are learned along: both are free when the
-model runs. In the last steps the weights are hard, and scales and biases take back what hardening
-shifted: with short schedules a fifth of the gates is still undecided then, and its mean error would
-otherwise outweigh all the rest (MobileNetV2's first block: 0.82 of the energy without, 0.05 with).
+Beyond the paper, rounding starts near the result of second-order rounding, and each channel's
+weight scale and bias are learned along: both are free when the model runs. In the last steps the
+weights are hard, and scales and biases take back what hardening shifted: with short schedules some
+gates are still undecided then, and their mean error would otherwise outweigh all the rest.
+Each part is a setting of `Reconstruction`; the paper's own schedule is one choice of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +33,7 @@ from onnxbrecq.recon.quantizers import Dropping, LearnedBias, LearnedStep, SoftR
 from onnxbrecq.recon.resources import buffers_kept
 
 _WARM_UP = 0.2  # share of the steps without regularizer, as in the authors' code
-_SOFT = 0.85  # share of the steps in which weights are soft; then scales and biases settle
+_LEAN = 0.9  # how near to its level a weight starts that was rounded with care
 _BETA = (20.0, 2.0)
 # Activations of 8 bits keep their calibrated step and are not simulated: their error is small
 # beside that of weights below 8 bits, and simulating it costs more than the convolutions.
@@ -97,26 +98,29 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
         recipe: steps, batch size, learning rates.
         seed: of batches and dropping.
     """
-    settings = recipe.reconstruction
+    settings = recipe.settings()
     generator = torch.Generator().manual_seed(seed)
     dropping = Dropping(settings.drop, generator)
-    model = _quantized(problem, dropping)
+    model = _quantized(problem, dropping, _LEAN if settings.start == "second-order" else 0.0)
     optimizer = _optimizer(model, settings)
     source = _Source(data, generator)
-    iterations, batch_size = steps(problem, recipe), 1 if problem.alone else recipe.schedule()[1]
+    batch_size = 1 if problem.alone else settings.batch_size
+    iterations = steps(problem, settings)
+    soft = round((1 - settings.settle) * iterations)
     input_dropping = dropping if _coarse(data.inputs, problem.plan) else None
     half = _coarse(problem.constants, problem.plan) and _fast_bfloat16()
     with buffers_kept():
-        unit = _start_error(model, source, batch_size)
+        unit, weight = _balance(model, source, batch_size, settings)
         model.train()
         for i in range(iterations):
-            if i == int(_SOFT * iterations):
+            if i == soft:
                 model.harden()
+                dropping.settle()
             feed, targets = source.batch(batch_size, input_dropping)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 outputs, gates = model(feed)
             loss = source.error(outputs, targets) / unit
-            loss = loss + settings.regularization * _regularizer(gates, i / iterations / _SOFT)
+            loss = loss + weight * _regularizer(gates, i / max(soft, 1))
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
@@ -124,9 +128,9 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
     return model.hardened()
 
 
-def steps(problem: Problem, recipe: Recipe) -> int:
+def steps(problem: Problem, settings: Reconstruction) -> int:
     """Optimiser steps for the block; a quarter where all is 8 bits and little is left to learn."""
-    iterations = recipe.schedule()[0]
+    iterations = settings.iterations
     coarse = _coarse((*problem.constants, *problem.heads), problem.plan)
     return iterations if coarse else -(-iterations // 4)
 
@@ -154,13 +158,13 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))
 
 
-def _quantized(problem: Problem, dropping: Dropping) -> _Quantized:
+def _quantized(problem: Problem, dropping: Dropping, lean: float) -> _Quantized:
     """The block with quantizers in their starting state."""
     plan, points, constants = problem.plan, problem.points.points, problem.constants
     return _Quantized(
         problem.block,
         {
-            name: SoftRounding(torch.from_numpy(np.array(value)), plan.tensors[name])
+            name: SoftRounding(torch.from_numpy(np.array(value)), plan.tensors[name], lean)
             for name, value in constants.items()
             if name in plan.tensors
         },
@@ -192,8 +196,11 @@ def _optimizer(model: _Quantized, settings: Reconstruction) -> torch.optim.Optim
         {"params": [r.rounding for r in model.roundings.values()], "lr": settings.rounding_rate},
         {"params": [r.gain for r in model.roundings.values()], "lr": settings.scale_rate},
         {"params": [b.shift for b in model.biases.values()], "lr": settings.bias_rate},
-        {"params": [s.log_ratio for s in model.steps.values()], "lr": settings.scale_rate},
+        {"params": [s.log_ratio for s in model.steps.values()], "lr": settings.step_rate},
     ]
+    for group in groups:
+        for parameter in group["params"] if group["lr"] == 0 else ():  # type: ignore[attr-defined]
+            parameter.requires_grad_(False)
     return torch.optim.Adam([group for group in groups if group["params"]], fused=True)
 
 
@@ -241,15 +248,25 @@ def _picked(array: Tensor, index: Tensor) -> Tensor:
     return part.permute(0, 3, 1, 2) if part.ndim == 4 else part
 
 
-def _start_error(model: _Quantized, source: _Source, batch_size: int) -> float:
-    """The error with every weight at its nearest level, over a few batches."""
+def _balance(
+    model: _Quantized, source: _Source, batch_size: int, settings: Reconstruction
+) -> tuple[float, float]:
+    """What the error is divided by, and the weight of the regularizer's mean.
+
+    Relative: the error at the start, over a few batches. Absolute, as in the authors' code: the
+    error is summed over channels, the regularizer over weights.
+    """
+    if settings.regularizer == "absolute":
+        channels = max(len(target[0]) for target in source.batch(1)[1].values())
+        weights = sum(rounding.rounding.numel() for rounding in model.roundings.values())
+        return 1 / channels, settings.regularization * weights
     model.eval()
     total = 0.0
     with torch.no_grad():
         for _ in range(4):
             feed, targets = source.batch(batch_size)
             total += float(source.error(model.nearest(feed), targets))
-    return max(total / 4, 1e-12)
+    return max(total / 4, 1e-12), settings.regularization
 
 
 def _regularizer(gates: Tensor, progress: float) -> Tensor:

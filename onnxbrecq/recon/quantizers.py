@@ -32,8 +32,11 @@ class SoftRounding(nn.Module):
     start: Tensor
     offset: Tensor
 
-    def __init__(self, weight: Tensor, quant: TensorQuant) -> None:
-        """Starts at the float `weight` itself, on the grid of `quant`."""
+    def __init__(self, weight: Tensor, quant: TensorQuant, lean: float = 0.0) -> None:
+        """Starts between the float `weight` (`lean` 0) and its levels in `quant` (`lean` 1).
+
+        Each weight has two levels to choose from: its present one, and the next towards `weight`.
+        """
         super().__init__()
         self._quant = quant
         ndim = weight.ndim
@@ -41,14 +44,16 @@ class SoftRounding(nn.Module):
         offsets = affine.offsets(quant.qtype, quant.zero_point)
         offset = torch.from_numpy(affine.along(offsets, quant.axis, ndim).astype(np.float32))
         level = (weight / scale + offset) / quant.qtype.step
-        floor = torch.floor(level)
+        assert quant.levels is not None
+        chosen = torch.from_numpy(quant.levels.astype(np.float32))
+        floor = torch.where(level >= chosen, chosen, chosen - 1)
+        level = torch.lerp(level, chosen, lean)
         rest = (level - floor).clamp(0.01, 0.99)
         self.register_buffer("floor", floor)
         self.register_buffer("start", scale)
         self.gain = nn.Parameter(torch.zeros_like(scale))
         self.hard = False
         self.register_buffer("offset", offset)
-        # h(V) equals the fractional part at the start: the soft weight is the float weight.
         self.rounding = nn.Parameter(-torch.log((_ZETA - _GAMMA) / (rest - _GAMMA) - 1))
 
     def gate(self) -> Tensor:
@@ -165,6 +170,10 @@ class Dropping:
         self._generator = generator
         self._draws = torch.empty(0)
 
+    def settle(self) -> None:
+        """From now on the values that activations will have count, where none had so far."""
+        self._share = 0.0 if self._share == 1 else self._share
+
     def mask(self, like: Tensor) -> Tensor | None:
         """1 where a value passes, else 0: shape, layout and type of `like`; None: none passes."""
         if self._share == 0:
@@ -184,7 +193,7 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 -- torch's own interface
         ctx: Any, value: Tensor, scale: Tensor, passes: Tensor | None, zero: int, top: int
     ) -> Tensor:
         ratio = value / scale

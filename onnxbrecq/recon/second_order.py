@@ -1,26 +1,32 @@
 """Rounding without gradients: what one weight's rounding does to an output, the others take back.
 
-Layer by layer through the block, on the inputs that the quantized block really delivers. With x the
-vector of values that an output reads and H = E[x x^T], the squared error of an output whose weights
-change by d is d^T H d. Columns are rounded one after another, and the error of each moves to those
-not rounded yet along the rows of the Cholesky factor of H^-1 (OBQ, Frantar and Alistarh, 2022; in
-the order and the blocks of GPTQ, Frantar et al., 2023). Grouped convolutions are as many small
+Layer by layer through the block. With x the vector of values that an output of the layer reads in
+the quantized block, and t what that output has to be for the block to stay what it was, the
+least-squares weight W' and the metric of every deviation from it are
+
+    H = E[x x^T]     W' = W + (E[t x^T] - W H) (H + damping)^-1     error(Q) = (Q - W') H (Q - W')^T
+
+x and t are centred where the layer has a bias, which takes in the means at no cost. t is the float
+layer's output; where only an Add follows (the end of a residual branch), it is the float sum less
+the other operand as it is in the quantized block, so that the layer takes back what the rest of the
+block, and all blocks before it, did wrong.
+
+W' is rounded column after column, the error of each moving to those not rounded yet along the rows
+of the Cholesky factor of H^-1 (OBQ, Frantar and Alistarh, 2022; in the order and the blocks of
+GPTQ, Frantar et al., 2023); then, in turn, each channel's scale is fitted to its levels, and each
+column gets the level that is best beside all others. Grouped convolutions are as many small
 problems, solved together.
-
-What is left of the mean error goes into the bias, in closed form: with x^f the float network's
-values at the same places,
-
-    b <- b + W E[x^f] - Q E[x]
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own name for it
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxbrecq import affine
@@ -31,34 +37,97 @@ from onnxbrecq.recon.converters.linear import explicit_pads, torch_pads
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.quantizers import LearnedStep
 
-_SAMPLES = 128  # of which H is made
+_SAMPLES = 512  # of which H is made
 _BATCH = 32
-_COLUMNS, _FEWEST = 4, 4096  # places of which H is made: per value of x, and at least;
-_VALUES = 1 << 25  # and no more values in all
-_DAMPING = 0.01  # of the mean of H's diagonal, added to it
-_LONGEST = 4096  # values of x in one H
-_ROUNDS = 2  # of coordinate descent
+_PLACES, _FEWEST = 16, 1 << 14  # outputs of which H is made: per value of x, and at least;
+_VALUES = 1 << 27  # and no more values of x in all
+_DAMPING = 0.05  # of the mean of H's diagonal, added to it
+_TRUST = 0.8  # share of the step from W to W' that is taken: the rest fits the samples' noise
+_LONGEST = 4608  # values of x in one H
+_ROUNDS = 2  # of fitting scales and revisiting columns
 _STRETCH = (0.5, 2.0)  # of a scale, at most in one round
 _LAZY = 128  # columns rounded before the rest is told
 
 
-def round_second_order(problem: Problem, data: BlockData, seed: int) -> Decisions:
-    """Levels and biases of the block's layers; activations keep their steps."""
-    return _Rounding(problem, data, seed).decisions()
+def round_second_order(problem: Problem, data: BlockData, seed: int) -> "Rounded":
+    """The block's layers, rounded one after another; activations keep their steps."""
+    return _Rounding(problem, data, seed).result()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounded:
+    """What came of it.
+
+    Attributes:
+        decisions: levels and scales of the weights, and biases.
+        weights: initializer name → W', of which the levels are the rounding.
+    """
+
+    decisions: Decisions
+    weights: Mapping[str, NDArray[np.float32]]
 
 
 class _Moments(NamedTuple):
-    """Of the values [G, K] that one output of each group reads.
+    """Of the values x that an output of each group reads, and what it misses: r = t - W x.
 
     Attributes:
-        gram: mean of x x^T in the quantized block, [G, K, K].
-        quantized: mean of x there, [G, K].
-        real: mean of x in the float block, at the same places.
+        gram: mean of x x^T, [G, K, K].
+        cross: mean of r x^T, [G, O, K].
+        read: mean of x, [G, K].
+        missed: mean of r, [G, O].
     """
 
     gram: Tensor
-    quantized: Tensor
-    real: Tensor
+    cross: Tensor
+    read: Tensor
+    missed: Tensor
+
+    def centred(self) -> "_Moments":
+        """About the means."""
+        return self._replace(
+            gram=self.gram - self.read[:, :, None] * self.read[:, None, :],
+            cross=self.cross - self.missed[:, :, None] * self.read.reshape(len(self.cross), 1, -1),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Site:
+    """A layer in its block.
+
+    Attributes:
+        layer: the layer.
+        node: its node.
+        weight: its float weight.
+        wanted: the tensor whose float values it has to make,
+        other: less this one's in the quantized block; None: nothing less.
+    """
+
+    layer: Layer
+    node: onnx.NodeProto
+    weight: Tensor
+    wanted: str
+    other: str | None
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        found: int = int(attribute(self.node, "group", 1))  # type: ignore[call-overload]
+        return found
+
+    @property
+    def first(self) -> Tensor:
+        """The weight, output channels first."""
+        return self.weight.movedim(self.layer.axis, 0)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as [G, O, K]."""
+        return self.first.reshape(self.groups, len(self.first) // self.groups, -1)
+
+    def restored(self, matrix: Tensor) -> NDArray[Any]:
+        """A tensor [G, O, K] in the weight's own shape."""
+        moved = matrix.reshape(self.first.shape).movedim(0, self.layer.axis)
+        return moved.contiguous().numpy()
 
 
 class _Rounding:
@@ -77,70 +146,98 @@ class _Rounding:
             for name, value in problem.constants.items()
             if name not in plan.tensors
         }
+        self._aims: dict[str, NDArray[np.float32]] = {}
         self._steps = {
             name: LearnedStep(plan.tensors[name], points[name].ceiling).eval()
             for name in problem.heads
         }
 
-    def decisions(self) -> Decisions:
+    def result(self) -> Rounded:
         """Rounds layer after layer, in the order of execution."""
         layers = {layer.weight: layer for layer in self._problem.points.layers.values()}
-        for node in self._problem.nodes:
+        for i, node in enumerate(self._problem.nodes):
             layer = next((layers[n] for n in node.input if n in self._weights), None)
             if layer is not None:
-                self._round(layer, node)
+                self._round(self.site(i, layer))
         biases = {name: bias.numpy() for name, bias in self._biases.items()}
-        return Decisions(dict(self._weights), biases)
+        return Rounded(Decisions(dict(self._weights), biases), self._aims)
 
-    def _round(self, layer: Layer, node: onnx.NodeProto) -> None:
-        quant = self._weights[layer.weight]
-        weight = torch.from_numpy(np.array(self._problem.constants[layer.weight]))
-        groups = int(attribute(node, "group", 1))  # type: ignore[call-overload]
-        first = weight.movedim(layer.axis, 0)  # output channels first
-        matrix = first.reshape(groups, len(first) // groups, -1)
-        pieces = _pieces(matrix.shape[-1])
-        moments = self._moments(layer, node, weight, groups * pieces)
+    def site(self, i: int, layer: Layer) -> _Site:
+        """The layer of node `i`; with an Add behind it whose other operand stays as it is now."""
+        nodes = self._problem.nodes
+        weight = torch.from_numpy(np.array(self._problem.constants[layer.weight], np.float32))
+        made = nodes[i].output[0]
+        readers = [node for node in nodes if made in node.input]
+        if made not in self._problem.block.outputs and [n.op_type for n in readers] == ["Add"]:
+            others = [name for name in readers[0].input if name != made]
+            if len(others) == 1 and others[0] not in self._unsettled(i):
+                return _Site(layer, nodes[i], weight, readers[0].output[0], others[0])
+        return _Site(layer, nodes[i], weight, made, None)
+
+    def _unsettled(self, i: int) -> set[str]:
+        """Tensors that depend on a layer from node `i` on."""
+        nodes = self._problem.nodes
+        found = set(nodes[i].output)
+        for node in nodes[i + 1 :]:
+            if any(name in self._weights or name in found for name in node.input):
+                found.update(node.output)
+        return found
+
+    def _round(self, site: _Site) -> None:
+        layer, matrix = site.layer, site.matrix
+        moments = self._moments(site)
         if moments is None:
             return
-        levels, scale = _rounded(_split(matrix, pieces), moments.gram, quant, pieces)
-        levels = _joined(levels, pieces)
-        ordered = levels.reshape(first.shape).movedim(0, layer.axis).contiguous()
-        self._weights[layer.weight] = rounded = dataclasses.replace(
+        used = moments if layer.bias is None else moments.centred()
+        pieces = len(used.gram) // site.groups
+        quant = self._weights[layer.weight]
+        levels, scale, aim = _rounded(matrix, used, quant, pieces)
+        rounded = dataclasses.replace(
             quant,
-            levels=ordered.to(torch.uint8).numpy(),
+            levels=site.restored(levels.to(torch.uint8)),
             scale=scale.reshape(quant.scale.shape).numpy(),
         )
+        self._weights[layer.weight] = rounded
+        self._aims[layer.weight] = site.restored(aim)
         if layer.bias is not None:
             made = torch.from_numpy(affine.dequantize(rounded.levels, rounded))  # type: ignore[arg-type]
             made = made.movedim(layer.axis, 0).reshape(matrix.shape)
-            real, quantized = (m.reshape(groups, -1) for m in (moments.real, moments.quantized))
-            shift = torch.einsum("gok,gk->go", matrix, real)
-            shift = shift - torch.einsum("gok,gk->go", made, quantized)
-            self._biases[layer.bias] = self._biases[layer.bias] + shift.reshape(-1)
+            read = moments.read.reshape(site.groups, -1)
+            bias = moments.missed + torch.einsum("gok,gk->go", matrix - made, read)
+            self._biases[layer.bias] = bias.reshape(-1)
 
-    def _moments(
-        self, layer: Layer, node: onnx.NodeProto, weight: Tensor, groups: int
-    ) -> _Moments | None:
-        """Sums over batches of what the layer reads, at random places."""
-        inputs = weight.numel() // weight.shape[layer.axis]
-        if node.op_type == "Conv":
-            inputs *= int(attribute(node, "group", 1))  # type: ignore[call-overload]
-        length = inputs // groups
-        count = min(max(_COLUMNS * length, _FEWEST), _VALUES // inputs)
-        gram, means = torch.zeros(groups, length, length), torch.zeros(2, groups, length)
+    def _moments(self, site: _Site) -> _Moments | None:
+        """Means over random outputs of the layer; None where they are not finite."""
+        groups, outputs, length = site.matrix.shape
+        pieces = _pieces(length)
+        inner = length // pieces
+        count = min(max(_PLACES * length, _FEWEST), _VALUES // (length * groups))
+        shapes = [
+            (groups * pieces, inner, inner),
+            (groups, outputs, length),
+            (groups * pieces, inner),
+        ]
+        gram, cross, read, missed = (torch.zeros(s) for s in (*shapes, (groups, outputs)))
         seen = 0
-        for pair, share in self._reads(layer):
-            picked = _columns(pair, node, weight, max(1, round(count * share)), self._generator)
-            x, real = (p.reshape(p.shape[0], groups, length).transpose(0, 1) for p in picked)
-            gram += x.transpose(1, 2) @ x
-            means += torch.stack([x.sum(1), real.sum(1)])
+        for data, wanted, share in self._batches(site):
+            places = _Places(site, data, max(1, round(count * share)), self._generator)
+            x = places.read(data).reshape(-1, groups, length).transpose(0, 1)
+            r = (
+                places.made(wanted).reshape(-1, groups, outputs).transpose(0, 1)
+                - x @ site.matrix.mT
+            )
+            split = _split(x, pieces)
+            gram += split.mT @ split
+            cross += r.mT @ x
+            read += split.sum(1)
+            missed += r.sum(1)
             seen += x.shape[1]
-        if not seen or not bool(torch.isfinite(gram).all()):
-            return None
-        return _Moments(gram / seen, *(means / seen))
+        means = [total / max(seen, 1) for total in (gram, cross, read, missed)]
+        return _Moments(*means) if all(bool(mean.isfinite().all()) for mean in means) else None
 
-    def _reads(self, layer: Layer) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
-        """What the layer reads in the quantized and in the float block; the share of samples."""
+    def _batches(self, site: _Site) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """What the layer reads in the quantized block, what it has to make; share of samples."""
+        block, data = self._problem.block, site.layer.data
         constants = {
             name: torch.from_numpy(affine.dequantize(quant.levels, quant))  # type: ignore[arg-type]
             for name, quant in self._weights.items()
@@ -150,62 +247,66 @@ class _Rounding:
         size = 1 if self._problem.alone else _BATCH
         for start in range(0, total, size):
             index = places[start : start + size]
-            yield (
-                (
-                    self._read(layer, self._data.inputs, index, constants, self._steps),
-                    self._read(layer, self._data.float_inputs, index, {}, {}),
-                ),
-                len(index) / total,
+            feed, real = (
+                {name: torch.from_numpy(array[index]) for name, array in arrays.items()}
+                for arrays in (self._data.inputs, self._data.float_inputs)
             )
-
-    def _read(
-        self, layer: Layer, inputs: Mapping[str, np.ndarray], index: np.ndarray,
-        constants: Mapping[str, Tensor], steps: Mapping[str, LearnedStep],
-    ) -> Tensor:  # fmt: skip
-        feed = {
-            name: torch.from_numpy(np.ascontiguousarray(a[index])) for name, a in inputs.items()
-        }
-        if layer.data in feed:
-            return feed[layer.data]
-        found: list[Tensor] = []
-
-        def keep(value: Tensor) -> Tensor:
-            value = steps[layer.data](value) if layer.data in steps else value
-            found.append(value)
-            return value
-
-        with torch.no_grad():
-            self._problem.block.run(feed, constants, {**steps, layer.data: keep})
-        return found[0]
+            needed = [data] if site.other is None else [data, site.other]
+            with torch.no_grad():
+                have = block.run(feed, constants, self._steps, needed)
+                wanted = block.run(real, outputs=[site.wanted])[site.wanted]
+            if site.other is not None:
+                wanted = wanted - have[site.other]
+            yield have[data], wanted, len(index) / total
 
 
-def _columns(
-    pair: Sequence[Tensor], node: onnx.NodeProto, weight: Tensor, count: int,
-    generator: torch.Generator,
-) -> list[Tensor]:  # fmt: skip
-    """What `count` random outputs of the layer read, [P, values], the same of both tensors."""
-    x = pair[0]
-    if node.op_type != "Conv":
-        rows = [value.reshape(-1, value.shape[-1]) for value in pair]
-        index = torch.randint(len(rows[0]), (count,), generator=generator)
-        return [value[index] for value in rows]
-    rank = x.ndim - 2
-    steps = _integers(node, "strides") or [1] * rank
-    spread = _integers(node, "dilations") or [1] * rank
-    reach = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], spread, strict=True)]
-    kind = attribute(node, "auto_pad", b"NOTSET")
-    assert isinstance(kind, bytes)
-    pads = explicit_pads(x.shape[2:], reach, steps, kind.decode(), _integers(node, "pads"))
-    padded = [F.pad(value, torch_pads(*pads)) for value in pair]
-    where: list[Tensor] = []
-    for axis, (step, gap, size) in enumerate(zip(steps, spread, weight.shape[2:], strict=True)):
-        outputs = (padded[0].shape[2 + axis] - reach[axis]) // step + 1
-        first = torch.randint(outputs, (count, 1), generator=generator) * step
-        shape = [count, 1, *[1] * axis, size, *[1] * (rank - axis - 1)]
-        where.append((first + torch.arange(size) * gap).reshape(shape))
-    sample = torch.randint(len(x), (count,), generator=generator).reshape(-1, *[1] * (rank + 1))
-    channel = torch.arange(x.shape[1]).reshape(1, -1, *[1] * rank)
-    return [value[(sample, channel, *where)].reshape(count, -1) for value in padded]
+class _Places:
+    """Random outputs of a layer: what they read, and what they are."""
+
+    def __init__(self, site: _Site, x: Tensor, count: int, generator: torch.Generator) -> None:
+        """`count` of them, of a layer whose data is like `x`."""
+        self._window: tuple[Tensor, ...] | None = None
+        self._pads: list[int] = []
+        if site.node.op_type != "Conv":
+            self._index: tuple[Tensor, ...] = (
+                torch.randint(x[..., 0].numel(), (count,), generator=generator),
+            )
+            return
+        rank = x.ndim - 2
+        kernel = site.weight.shape[2:]
+        steps = _integers(site.node, "strides") or [1] * rank
+        spread = _integers(site.node, "dilations") or [1] * rank
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, spread, strict=True)]
+        kind = attribute(site.node, "auto_pad", b"NOTSET")
+        assert isinstance(kind, bytes)
+        given = _integers(site.node, "pads")
+        pads = explicit_pads(x.shape[2:], reach, steps, kind.decode(), given)
+        self._pads = list(torch_pads(*pads))
+        sample = torch.randint(len(x), (count,), generator=generator)
+        window, outputs = [], []
+        for axis, size in enumerate(kernel):
+            before, after = self._pads[2 * (rank - 1 - axis) :][:2]
+            length = x.shape[2 + axis] + before + after
+            last = (length - reach[axis]) // steps[axis] + 1
+            place = torch.randint(last, (count,), generator=generator)
+            offsets = place[:, None] * steps[axis] + torch.arange(size) * spread[axis]
+            outputs.append(place)
+            window.append(offsets.reshape(count, 1, *[1] * axis, size, *[1] * (rank - axis - 1)))
+        channels = torch.arange(x.shape[1]).reshape(1, -1, *[1] * rank)
+        self._window = (sample.reshape(-1, *[1] * (rank + 1)), channels, *window)
+        self._index = (sample, *outputs)
+
+    def read(self, x: Tensor) -> Tensor:
+        """The values of the layer's data that each reads, [P, values]."""
+        if self._window is None:
+            return x.reshape(-1, x.shape[-1])[self._index]
+        return F.pad(x, self._pads)[self._window].flatten(1)
+
+    def made(self, y: Tensor) -> Tensor:
+        """The values of the layer's output, [P, channels]."""
+        if self._window is None:
+            return y.reshape(-1, y.shape[-1])[self._index]
+        return y.movedim(1, -1)[self._index]
 
 
 def _pieces(length: int) -> int:
@@ -213,49 +314,55 @@ def _pieces(length: int) -> int:
     return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= _LONGEST)
 
 
+def _rounded(
+    weight: Tensor, moments: _Moments, quant: TensorQuant, pieces: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels [G, O, K] and scales [G, O] of a weight [G, O, K], and W' [G, O, K].
+
+    Each group's K is cut into `pieces`; of one piece, W' would make up for the others as well, so
+    W stays then.
+    """
+    _, outputs, length = moments.cross.shape
+    inner = length // pieces
+    diagonal = torch.diagonal(moments.gram, dim1=1, dim2=2)
+    order = diagonal.sum(0).argsort(descending=True)  # what matters most is rounded first
+    back = order.argsort()
+    damped = moments.gram[:, order][:, :, order].double()
+    mean = diagonal.double().mean(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    damped += (_DAMPING * mean)[:, None, None] * torch.eye(inner, dtype=torch.float64)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    aim = _split(weight, pieces)[:, :, order]
+    if pieces == 1:
+        aim = aim + _TRUST * (moments.cross[:, :, order].double() @ inverse).float()
+    offsets = affine.offsets(quant.qtype, quant.zero_point).astype(np.float32)
+    scale, zero = (
+        torch.from_numpy(np.broadcast_to(v, weight.shape[0] * outputs).copy())
+        .reshape(-1, outputs)
+        .repeat_interleave(pieces, dim=0)
+        for v in (quant.scale, offsets)
+    )
+    grid = _Grid(scale, zero, quant.qtype.step, quant.qtype.levels - 1)
+    made = _compensated(aim, factor, grid)
+    metric = damped.float()
+    for _ in range(_ROUNDS):
+        stretch = _stretch(aim, made, metric, pieces)
+        grid = grid._replace(scale=grid.scale * stretch)
+        made = _descended(aim, made * stretch[..., None], metric, grid)
+    levels, aims = (_joined(values[:, :, back], pieces) for values in (grid.levels(made), aim))
+    return levels, grid.scale[::pieces], aims
+
+
 def _split(weight: Tensor, pieces: int) -> Tensor:
     """[G, O, K] as [G * pieces, O, K / pieces]."""
-    groups, outputs, _ = weight.shape
-    return weight.reshape(groups, outputs, pieces, -1).transpose(1, 2).flatten(0, 1)
+    groups, outputs, length = weight.shape
+    return weight.reshape(groups, outputs, pieces, length // pieces).transpose(1, 2).flatten(0, 1)
 
 
 def _joined(weight: Tensor, pieces: int) -> Tensor:
     """The inverse of `_split`."""
     _, outputs, length = weight.shape
     return weight.reshape(-1, pieces, outputs, length).transpose(1, 2).flatten(2)
-
-
-def _rounded(weight: Tensor, gram: Tensor, quant: TensorQuant, pieces: int) -> tuple[Tensor, Tensor]:
-    """Levels [G, O, K] and scales of the weights of G groups, whose inputs have `gram` [G, K, K].
-
-    `pieces` groups in a row belong to the same output channels.
-    """
-    groups, outputs, length = weight.shape
-    diagonal = torch.diagonal(gram, dim1=1, dim2=2)
-    order = diagonal.sum(0).argsort(
-        descending=True
-    )  # the values that matter most are rounded first
-    damped = gram[:, order][:, :, order].double()
-    mean = diagonal.double().mean(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    damped += (_DAMPING * mean)[:, None, None] * torch.eye(length, dtype=torch.float64)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
-    offsets = affine.offsets(quant.qtype, quant.zero_point).astype(np.float32)
-    scale, zero = (
-        torch.from_numpy(np.broadcast_to(v, groups // pieces * outputs).copy())
-        .reshape(-1, outputs)
-        .repeat_interleave(pieces, dim=0)
-        for v in (quant.scale, offsets)
-    )
-    grid = _Grid(scale, zero, quant.qtype.step, quant.qtype.levels - 1)
-    ordered = weight[:, :, order]
-    made = _compensated(ordered, factor, grid)
-    metric = damped.float()
-    for _ in range(_ROUNDS):
-        stretch = _stretch(ordered, made, metric, pieces)
-        grid = grid._replace(scale=grid.scale * stretch)
-        made = _descended(ordered, made * stretch[..., None], metric, grid)
-    return grid.levels(made)[:, :, order.argsort()], grid.scale.reshape(-1, pieces, outputs)[:, 0]
 
 
 class _Grid(NamedTuple):

@@ -195,7 +195,7 @@ def measure_quantized(file: RowFile, path: Path, samples: Dataset, threads: int)
     """Weights and activations of 8 bits, two steps a block: whether it comes through."""
     recipe = Recipe(
         weights=8, activations=8, effort="fast", threads=threads,
-        reconstruction=Reconstruction(iterations=2),
+        reconstruction=Reconstruction(start="nearest", iterations=2, step_search=False),
     )  # fmt: skip
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -48,6 +48,8 @@ from onnxbrecq.recipe import Preprocess, Recipe, Reconstruction
 
 log = logging.getLogger("real_models")
 
+_NEAREST = Reconstruction(start="nearest", iterations=0, step_search=False)
+
 Array = NDArray[np.float32]
 T = TypeVar("T")
 
@@ -138,7 +140,7 @@ class Job:
     def recipe(self) -> Recipe:
         """The recipe of this row."""
         weights, activations = self.bits
-        steps = Reconstruction(iterations=0) if self.method == "nearest" else Reconstruction()
+        steps = _NEAREST if self.method == "nearest" else None
         return Recipe(
             weights=weights,
             activations=activations,

@@ -1,5 +1,6 @@
 """Second-order rounding: better outputs than nearest rounding, at the same grid."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,7 +18,14 @@ from onnxbrecq.plan import QType, QuantPlan
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.bridge import import_block
 from onnxbrecq.recon.problem import BlockData, Problem
-from onnxbrecq.recon.second_order import _joined, _rounded, _split, round_second_order
+from onnxbrecq.recon.second_order import (
+    _joined,
+    _Moments,
+    _rounded,
+    _Rounding,
+    _split,
+    round_second_order,
+)
 
 _LAYERS: dict[str, tuple[str, str, Mapping[str, tuple[int, ...]]]] = {
     "conv": ("float[N, 6, 8, 8] x", "h = Conv <pads = [1, 1, 1, 1]> (x, w, b) y = Relu (h)",
@@ -58,8 +66,8 @@ def _problem(
     block = import_block(model)
     with torch.no_grad():
         targets = {n: v.numpy() for n, v in block.run({"x": torch.from_numpy(x)}).items()}
-    layer = next(iter(points.layers.values()))
-    constants = {n: model.initializers[n] for n in (layer.weight, layer.bias) if n is not None}
+    names = [n for layer in points.layers.values() for n in (layer.weight, layer.bias)]
+    constants = {name: model.initializers[name] for name in names if name is not None}
     problem = Problem(block, False, plan, points, model.nodes, (), constants)  # type: ignore[arg-type]
     return problem, BlockData({"x": x}, {"x": x}, targets, {}), plan
 
@@ -85,19 +93,32 @@ def test_outputs_are_nearer_than_with_nearest_rounding(
     takes: str, body: str, shapes: Mapping[str, tuple[int, ...]], bits: int
 ) -> None:
     problem, data, plan = _problem(takes, body, shapes, bits)
-    found = round_second_order(problem, data, seed=0)
+    found = round_second_order(problem, data, seed=0).decisions
     learned = plan.updated(found.tensors, found.biases)
     nearest = _error(problem, data, plan, {})
-    assert _error(problem, data, learned, found.biases) < 0.9 * nearest
+    assert _error(problem, data, learned, found.biases) < nearest
     for name, quant in found.tensors.items():
         assert quant.levels is not None
         assert quant.levels.shape == problem.constants[name].shape
-        np.testing.assert_array_equal(quant.scale, plan.tensors[name].scale)
+        assert quant.scale.shape == plan.tensors[name].scale.shape
+
+
+def test_half_of_the_error_goes_on_average() -> None:
+    ratios = []
+    for takes, body, shapes in _LAYERS.values():
+        for bits in (3, 4):
+            problem, data, plan = _problem(takes, body, shapes, bits)
+            found = round_second_order(problem, data, seed=0).decisions
+            learned = plan.updated(found.tensors, found.biases)
+            ratios.append(
+                _error(problem, data, learned, found.biases) / _error(problem, data, plan, {})
+            )
+    assert np.exp(np.mean(np.log(ratios))) < 0.5
 
 
 def test_the_bias_takes_in_the_mean_error() -> None:
     problem, data, _ = _problem(*_LAYERS["gemm"][:2], _LAYERS["gemm"][2], bits=2)
-    found = round_second_order(problem, data, seed=0)
+    found = round_second_order(problem, data, seed=0).decisions
     (weight,) = found.tensors.values()
     (bias,) = found.biases.values()
     made = affine.dequantize(weight.levels, weight)  # type: ignore[arg-type]
@@ -110,7 +131,7 @@ def test_the_bias_takes_in_the_mean_error() -> None:
 
 def test_the_same_seed_gives_the_same_levels() -> None:
     problem, data, _ = _problem(*_LAYERS["conv"][:2], _LAYERS["conv"][2], bits=4)
-    first, second = (round_second_order(problem, data, seed=3).tensors for _ in range(2))
+    first, second = (round_second_order(problem, data, seed=3).decisions.tensors for _ in range(2))
     for name, quant in first.items():
         np.testing.assert_array_equal(quant.levels, second[name].levels)
 
@@ -118,8 +139,42 @@ def test_the_same_seed_gives_the_same_levels() -> None:
 def test_uncorrelated_inputs_are_rounded_to_nearest() -> None:
     weight = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0))
     quant = affine.weight_quant(weight[0].numpy(), QType(4, "signed"), 0, np.zeros(6, np.float32))
-    levels = _rounded(weight, torch.eye(16)[None], quant, 1)
-    np.testing.assert_array_equal(levels[0].numpy(), quant.levels)
+    moments = _Moments(
+        torch.eye(16)[None], torch.zeros(1, 6, 16), torch.zeros(1, 16), torch.zeros(1, 6)
+    )
+    levels, scale, aim = _rounded(weight, moments, quant, 1)
+    fitted = dataclasses.replace(quant, scale=scale[0].numpy())
+    np.testing.assert_array_equal(levels[0].numpy(), affine.quantize(weight[0].numpy(), fitted))
+    np.testing.assert_array_equal(aim.numpy(), weight.numpy())
+    assert np.all(np.abs(scale[0].numpy() / quant.scale - 1) < 0.1)
+
+
+@pytest.mark.parametrize("body", [
+    "y = Conv <pads = [1, 1, 1, 1]> (x, w, b)",
+    "h = Conv <pads = [1, 1, 1, 1]> (x, w, b) y = Add (h, x)",
+    "g = Relu (x) h = Conv <pads = [1, 1, 1, 1]> (g, w, b) k = Add (x, h) y = Relu (k)",
+])  # fmt: skip
+def test_errors_of_the_blocks_before_are_taken_back(body: str) -> None:
+    problem, data, plan = _problem(
+        "float[N, 6, 8, 8] x", body, {"w": (6, 6, 3, 3), "b": (6,)}, bits=8
+    )
+    drifted = {"x": (1.1 * data.inputs["x"] + 0.1).astype(np.float32)}
+    data = dataclasses.replace(data, inputs=drifted)
+    found = round_second_order(problem, data, seed=0).decisions
+    learned = plan.updated(found.tensors, found.biases)
+    # A fifth of the way is left (the step is not taken whole), and with it a 25th of the error;
+    # what passes a Relu on the way is another function of the input and costs a little more.
+    assert _error(problem, data, learned, found.biases) < 0.1 * _error(problem, data, plan, {})
+
+
+def test_the_operand_of_an_add_that_is_not_rounded_yet_is_left_alone() -> None:
+    body = "h = Conv (x, w, b) k = Conv (x, v, c) y = Add (h, k)"
+    shapes = {"w": (6, 6, 1, 1), "b": (6,), "v": (6, 6, 1, 1), "c": (6,)}
+    problem, data, _ = _problem("float[N, 6, 8, 8] x", body, shapes, bits=4)
+    rounding = _Rounding(problem, data, seed=0)
+    first, second = problem.points.layers.values()
+    assert (rounding.site(0, first).wanted, rounding.site(0, first).other) == ("h", None)
+    assert (rounding.site(1, second).wanted, rounding.site(1, second).other) == ("y", "h")
 
 
 def test_pieces_are_put_together_again() -> None:
