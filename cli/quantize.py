@@ -37,7 +37,9 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
     help=f"Of the first and the last weight layer; default {Recipe.first_last}.",
 )
 @click.option("--effort", metavar="fast|balanced|best", help=f"Default {Recipe.effort}.")
-@click.option("--target", metavar="NAME", help=f"The runtime; default {Recipe.target}.")
+@click.option(
+    "--target", metavar="NAME", help="The runtime; default: ort-cpu, as this processor needs it."
+)
 @click.option("--seed", type=int, help=f"Of every random choice; default {Recipe.seed}.")
 @click.option(
     "--work-dir",

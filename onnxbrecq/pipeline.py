@@ -18,7 +18,7 @@ from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
-from onnxbrecq.emit.targets import target_by_name
+from onnxbrecq.emit.targets import ORT_CPU, ORT_CPU_AVX2, Target, target_by_name
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.load import load, read
@@ -31,7 +31,7 @@ from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
 from onnxbrecq.report.result import BlockFacts, Result
-from onnxbrecq.runtime.doctor import environment
+from onnxbrecq.runtime.doctor import environment, saturation_free
 from onnxbrecq.runtime.session import Session
 from onnxbrecq.state import digest, opened
 from onnxbrecq.validation.validate import Validation
@@ -99,7 +99,7 @@ def quantize(
             claim(place, force=force, sources=float_model.files)
         samples = _samples(data, float_model, recipe)
         labelled = _labelled(evaluation, float_model, recipe)
-    target = target_by_name(recipe.target)
+    target, notes = _target(recipe)
     points = find_points(float_model)
     with clock.stage("calibrate"):
         plan = calibrate(float_model, points, samples, recipe, progress=progress)
@@ -122,7 +122,7 @@ def quantize(
         )  # fmt: skip
     return _result(
         float_model, sorted(files), proto,
-        blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock,
+        blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock, notes=notes,
     )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def validate(
         )  # fmt: skip
     return _result(
         float_model, files, proto,
-        blocks=(), validation=validation, recipe=recipe, clock=clock,
+        blocks=(), validation=validation, recipe=recipe, clock=clock, notes=(),
     )  # fmt: skip
 
 
@@ -169,6 +169,26 @@ def _labelled(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> 
     if isinstance(data, Dataset):
         return data
     return sources.evaluation(None if data is None else str(data), model, recipe.preprocess)
+
+
+def _target(recipe: Recipe) -> tuple[Target, tuple[str, ...]]:
+    """The runtime the model is for, and what its reader should know of this processor."""
+    if recipe.target is None:
+        if saturation_free():
+            return ORT_CPU, ()
+        note = (
+            "8-bit products saturate on this processor (no VNNI): 8-bit weights are stored "
+            "unsigned (target ort-cpu-avx2); --target ort-cpu is faster where VNNI exists"
+        )
+        return ORT_CPU_AVX2, (note,)
+    target = target_by_name(recipe.target)
+    if target.unsigned or saturation_free():
+        return target, ()
+    note = (
+        "8-bit products saturate on this processor (no VNNI): accuracy is better where VNNI "
+        "exists, and here with --target ort-cpu-avx2"
+    )
+    return target, (note,)
 
 
 def _key(task: Task) -> dict[str, object]:
@@ -204,6 +224,7 @@ def _result(
     validation: Validation,
     recipe: Recipe,
     clock: _Clock,
+    notes: tuple[str, ...],
 ) -> Result:
     layers = layer_facts(model, proto)
     weights, activations = mean_bits(layers)
@@ -224,7 +245,7 @@ def _result(
         stages=clock.stages,
         peak_bytes=_peak_bytes(),
         environment={**environment(), "threads": str(recipe.threads or os.cpu_count())},
-        notes=(*model.notes, *validation.notes),
+        notes=(*model.notes, *notes, *validation.notes),
     )
 
 

@@ -15,7 +15,7 @@ WEIGHT_BITS = (2, 3, 4, 8)
 ACTIVATION_BITS = (2, 3, 4, 8)
 EFFORTS = ("fast", "balanced", "best", "paper")
 DEVICES = ("auto", "cpu")  # learning on a GPU is not built yet
-TARGETS = ("ort-cpu",)
+TARGETS = ("ort-cpu", "ort-cpu-avx2")
 
 
 def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -142,7 +142,8 @@ class Recipe:
             activations float (weight-only).
         first_last: bits of the first and the last weight layer, weights and inputs.
         effort: how long to optimise.
-        target: the runtime the model is for.
+        target: the runtime the model is for; None: `ort-cpu`, or `ort-cpu-avx2` on a processor
+            whose kernels for signed 8-bit weights saturate.
         max_drop: the gate, in percentage points; None: no gate.
         seed: of every random choice.
         threads: of torch and onnxruntime; None: all cores.
@@ -155,7 +156,7 @@ class Recipe:
     activations: int | None = 8
     first_last: int = 8
     effort: Effort = "balanced"
-    target: str = "ort-cpu"
+    target: str | None = None
     max_drop: float | None = None
     seed: int = 0
     threads: int | None = None
@@ -169,7 +170,8 @@ class Recipe:
             _one_of("activations", self.activations, ACTIVATION_BITS)
         _one_of("first_last", self.first_last, WEIGHT_BITS)
         _one_of("effort", self.effort, EFFORTS)
-        _one_of("target", self.target, TARGETS)
+        if self.target is not None:
+            _one_of("target", self.target, TARGETS)
         _one_of("device", self.device, DEVICES)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise RecipeError(f"max_drop = {self.max_drop}: want percentage points from 0 to 100")

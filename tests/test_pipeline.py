@@ -105,3 +105,14 @@ def test_values_that_are_not_finite_are_found_where_they_arise(path: Path, data:
     with pytest.raises(onnxbrecq.DataError, match="NaN or infinite"):
         onnxbrecq.quantize(path, Dataset({"x": broken}), _RECIPE)
     assert not path.with_name("residual.quant.onnx").exists()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_default_target_follows_the_processor(
+    path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    monkeypatch.setattr("onnxbrecq.pipeline.saturation_free", lambda: exact)
+    result = onnxbrecq.quantize(path, data, _RECIPE)
+    kinds = {tensor.data_type for tensor in onnx.load(result.output.path).graph.initializer}
+    assert (onnx.TensorProto.INT8 in kinds) == exact
+    assert any("ort-cpu-avx2" in note for note in result.notes) != exact

@@ -4,7 +4,7 @@ The integers that kernels multiply are step * level - offset (`onnxbrecq.plan`).
 the smallest packed type, and turned into INT8 by nodes on constants only, which ONNX Runtime
 folds at load (measured on 1.32), so that QLinearConv and QGemm see an INT8 initializer:
 
-    signed, 8 bits        INT8
+    signed, 8 bits        INT8; for targets whose kernels saturate UINT8 with zero point 128
     signed, 3 and 4 bits  INT4 -> Cast INT8
     signed, 2 bits        INT2 -> Cast INT8
     affine and half       UINT4 or UINT2 -> Cast INT32 [-> Mul 2] -> Sub offset -> Cast INT8
@@ -56,17 +56,28 @@ def write_weight(
         integer_data: whether the layer's data is quantized as well.
     """
     if integer_data:
+        axis = {} if quant.axis is None else {"axis": quant.axis}
+        if target.unsigned and quant.qtype.bits == 8:
+            inputs = [_uint8(graph, quant), graph.constant("s", quant.scale)]
+            inputs.append(graph.constant("z", np.full(quant.scale.shape, 128, np.uint8)))
+            return graph.node("DequantizeLinear", inputs, graph.name("w"), **axis)
         inputs = [_int8(graph, quant, target), graph.constant("s", quant.scale)]
         if op == "Gemm":
             # onnxruntime 1.32 makes a QGemm only of a weight with an explicit zero point
             # (test_gemm_needs_the_zero_point_of_its_weight).
             inputs.append(graph.constant("z", np.zeros(quant.scale.shape, np.int8)))
-        axis = {} if quant.axis is None else {"axis": quant.axis}
         return graph.node("DequantizeLinear", inputs, graph.name("w"), **axis)
     assert quant.levels is not None
     codes = graph.node("Cast", [_int8(graph, quant, target)], graph.name("w"), to=TensorProto.FLOAT)
     scale = affine.along(quant.scale, quant.axis, quant.levels.ndim)
     return graph.node("Mul", [codes, graph.constant("s", scale)], graph.name("w"))
+
+
+def _uint8(graph: GraphWriter, quant: TensorQuant) -> str:
+    """The name of the UINT8 tensor of those integers, each plus 128."""
+    assert quant.levels is not None
+    integers = affine.integers(quant.levels, quant) + 128
+    return graph.constant("w", integers.astype(np.uint8))
 
 
 def _int8(graph: GraphWriter, quant: TensorQuant, target: Target) -> str:

@@ -11,7 +11,7 @@ from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.read import stored_bits
-from onnxbrecq.emit.targets import ORT_CPU
+from onnxbrecq.emit.targets import ORT_CPU, ORT_CPU_AVX2, Target
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.extract import extract
@@ -97,11 +97,12 @@ def test_an_empty_plan_changes_nothing(network: Model, data: Dataset) -> None:
     np.testing.assert_array_equal(made, expected)
 
 
+@pytest.mark.parametrize("target", [ORT_CPU, ORT_CPU_AVX2], ids=lambda target: target.name)
 @pytest.mark.parametrize(("weights", "activations"), _SETTINGS, ids=_IDS)
 def test_every_layer_runs_in_an_integer_kernel(
-    network: Model, data: Dataset, weights: int, activations: int
+    network: Model, data: Dataset, weights: int, activations: int, target: Target
 ) -> None:
-    proto = emit(network, _plan(network, data, weights, activations), ORT_CPU)
+    proto = emit(network, _plan(network, data, weights, activations), target)
     onnx.checker.check_model(proto, full_check=True)
     layers = find_points(network).layers
     kernels = integer_kernels(tuple(layers), executed(proto))
@@ -123,12 +124,25 @@ def test_the_file_holds_the_bits_asked_for(
     assert max(o.version for o in proto.opset_import) == (25 if weights == 2 else 21)
 
 
-def test_optimised_and_unoptimised_sessions_agree(network: Model, data: Dataset) -> None:
-    proto = emit(network, _plan(network, data, 4, 4), ORT_CPU)
+@pytest.mark.parametrize(("weights", "activations"), _SETTINGS, ids=_IDS)
+def test_optimised_and_unoptimised_sessions_agree(
+    network: Model, data: Dataset, weights: int, activations: int
+) -> None:
+    # Unsigned 8-bit weights: with signed ones, sums of 8-bit products saturate without VNNI.
+    proto = emit(network, _plan(network, data, weights, activations), ORT_CPU_AVX2)
     fast, plain = Session(proto, threads=1).run(data.inputs), _run(proto, data.inputs)
     energy = np.square(plain["logits"]).mean()
     # They differ by a step at rounding ties only; a lost Clip or Relu would show as the energy.
     assert np.square(fast["logits"] - plain["logits"]).mean() < 1e-2 * energy
+
+
+def test_targets_compute_the_same_as_written(network: Model, data: Dataset) -> None:
+    plan = _plan(network, data, 8, 8)
+    signed, unsigned = (
+        _run(emit(network, plan, target), data.inputs)["logits"]
+        for target in (ORT_CPU, ORT_CPU_AVX2)
+    )
+    assert np.array_equal(signed, unsigned)
 
 
 def test_weight_only_is_decoded_at_load(network: Model, data: Dataset) -> None:
