@@ -42,6 +42,8 @@ _BATCH = 32
 _PLACES, _FEWEST = 16, 1 << 14  # outputs of which H is made: per value of x, and at least;
 _VALUES = 1 << 27  # and no more values of x in all
 _DAMPING = 0.05  # of the mean of H's diagonal, added to it
+# Where x does not vary, H holds nothing but rounding errors; that much is added too:
+_PRECISION, _TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
 _TRUST = 0.8  # share of the step from W to W' that is taken: the rest fits the samples' noise
 _LONGEST = 4608  # values of x in one H
 _ROUNDS = 2  # of fitting scales and revisiting columns
@@ -71,8 +73,8 @@ class _Moments(NamedTuple):
     """Of the values x that an output of each group reads, and what it misses: r = t - W x.
 
     Attributes:
-        gram: mean of x x^T, [G, K, K].
-        cross: mean of r x^T, [G, O, K].
+        gram: covariance of x, [G, K, K].
+        cross: covariance of r and x, [G, O, K].
         read: mean of x, [G, K].
         missed: mean of r, [G, O].
     """
@@ -82,11 +84,11 @@ class _Moments(NamedTuple):
     read: Tensor
     missed: Tensor
 
-    def centred(self) -> "_Moments":
-        """About the means."""
+    def about_zero(self) -> "_Moments":
+        """With the mean of x x^T and of r x^T in place of the covariances."""
         return self._replace(
-            gram=self.gram - self.read[:, :, None] * self.read[:, None, :],
-            cross=self.cross - self.missed[:, :, None] * self.read.reshape(len(self.cross), 1, -1),
+            gram=self.gram + self.read[:, :, None] * self.read[:, None, :],
+            cross=self.cross + self.missed[:, :, None] * self.read.reshape(len(self.cross), 1, -1),
         )
 
 
@@ -188,7 +190,7 @@ class _Rounding:
         moments = self._moments(site)
         if moments is None:
             return
-        used = moments if layer.bias is None else moments.centred()
+        used = moments.about_zero() if layer.bias is None else moments
         pieces = len(used.gram) // site.groups
         quant = self._weights[layer.weight]
         levels, scale, aim = _rounded(matrix, used, quant, pieces)
@@ -218,7 +220,7 @@ class _Rounding:
             (groups * pieces, inner),
         ]
         gram, cross, read, missed = (torch.zeros(s) for s in (*shapes, (groups, outputs)))
-        seen = 0
+        seen, origin = 0, None
         for data, wanted, share in self._batches(site):
             places = _Places(site, data, max(1, round(count * share)), self._generator)
             x = places.read(data).reshape(-1, groups, length).transpose(0, 1)
@@ -226,14 +228,24 @@ class _Rounding:
                 places.made(wanted).reshape(-1, groups, outputs).transpose(0, 1)
                 - x @ site.matrix.mT
             )
+            if origin is None:  # about which sums lose no digits, as the mean is not far from it
+                origin = x.mean(1, keepdim=True), r.mean(1, keepdim=True)
+            x, r = x - origin[0], r - origin[1]
             split = _split(x, pieces)
             gram += split.mT @ split
             cross += r.mT @ x
             read += split.sum(1)
             missed += r.sum(1)
             seen += x.shape[1]
-        means = [total / max(seen, 1) for total in (gram, cross, read, missed)]
-        return _Moments(*means) if all(bool(mean.isfinite().all()) for mean in means) else None
+        if origin is None or not all(bool(t.isfinite().all()) for t in (gram, cross)):
+            return None
+        gram, cross, read, missed = (total / seen for total in (gram, cross, read, missed))
+        return _Moments(
+            gram - read[:, :, None] * read[:, None, :],
+            cross - missed[:, :, None] * read.reshape(groups, 1, -1),
+            read + _split(origin[0], pieces)[:, 0],
+            missed + origin[1][:, 0],
+        )
 
     def _batches(self, site: _Site) -> Iterator[tuple[Tensor, Tensor, float]]:
         """What the layer reads in the quantized block, what it has to make; share of samples."""
@@ -328,8 +340,9 @@ def _rounded(
     order = diagonal.sum(0).argsort(descending=True)  # what matters most is rounded first
     back = order.argsort()
     damped = moments.gram[:, order][:, :, order].double()
-    mean = diagonal.double().mean(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    damped += (_DAMPING * mean)[:, None, None] * torch.eye(inner, dtype=torch.float64)
+    mean = diagonal.double().mean(dim=1)
+    least = _PRECISION * moments.read.double().square().sum(dim=1) + _TINY
+    damped += (_DAMPING * mean + least)[:, None, None] * torch.eye(inner, dtype=torch.float64)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
     aim = _split(weight, pieces)[:, :, order]

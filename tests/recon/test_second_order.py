@@ -129,6 +129,16 @@ def test_the_bias_takes_in_the_mean_error() -> None:
     assert np.abs(error.mean(axis=0)).max() < 0.05 * spread
 
 
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_inputs_that_hardly_vary_are_no_obstacle(offset: float) -> None:
+    problem, data, _ = _problem(*_LAYERS["conv"][:2], _LAYERS["conv"][2], bits=4)
+    same = {"x": (offset + 1e-4 * data.inputs["x"]).astype(np.float32)}
+    still = BlockData(same, same, data.targets, {})
+    found = round_second_order(problem, still, seed=0).decisions
+    assert all(np.isfinite(bias).all() for bias in found.biases.values())
+    assert all(np.isfinite(quant.scale).all() for quant in found.tensors.values())
+
+
 def test_the_same_seed_gives_the_same_levels() -> None:
     problem, data, _ = _problem(*_LAYERS["conv"][:2], _LAYERS["conv"][2], bits=4)
     first, second = (round_second_order(problem, data, seed=3).decisions.tensors for _ in range(2))
