@@ -178,8 +178,8 @@ def contest(job: Job, folder: Path, *arguments: Any, seed: int) -> Any:
 
     `arguments` are those of the walk's own function: task, part, plan and data.
     """
-    problem = Problem(*arguments, seed)
-    task, part = problem.task, problem.part
+    task, part, plan, data = arguments
+    problem = Problem(task, part, plan, data, seed)
     place = task.blocks.index(part.block)
     wanted = chosen(job.blocks, len(task.blocks))
     if place > max(wanted):
