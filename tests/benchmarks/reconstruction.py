@@ -190,8 +190,10 @@ def contest(job: Job, folder: Path, *arguments: Any, seed: int) -> Any:
     if not first.ends and of(job.efforts[0]).iterations:
         log.info("block %d %s: skipped: %s", place, part.block.name, first.outcome.facts.note)
         return first.outcome
-    columns = {"model": job.model, "setting": job.setting, "calibration": job.calibration,
-               "block": place, "name": part.block.name}  # fmt: skip
+    columns = {
+        "model": Path(job.model).stem, "setting": job.setting, "calibration": job.calibration,
+        "block": place, "name": part.block.name,
+    }  # fmt: skip
     found = []
     for number in range(job.seeds):
         again = replace(problem, seed=seed + number * _SEED_STRIDE)
