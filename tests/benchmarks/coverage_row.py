@@ -213,17 +213,18 @@ def measure_quantized(file: RowFile, path: Path, samples: Dataset, threads: int)
     )
 
 
-def random_samples(model: Model) -> Dataset:
+def random_samples(model: Model, count: int = SAMPLES) -> Dataset:
     """Colours under noise for images, ids within the table that they index, ones for masks."""
     generator = np.random.default_rng(0)
-    return Dataset({name: _random(model, name, generator) for name in model.inputs}, origin="noise")
+    inputs = {name: _random(model, name, count, generator) for name in model.inputs}
+    return Dataset(inputs, origin="noise")
 
 
-def _random(model: Model, name: str, generator: np.random.Generator) -> NDArray[Any]:
+def _random(model: Model, name: str, count: int, generator: np.random.Generator) -> NDArray[Any]:
     kind = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(model.dtypes[name]))
     declared = model.shapes.get(name, (None,))
     rest = [d if d is not None else _free(i, len(declared)) for i, d in enumerate(declared)][1:]
-    shape = (SAMPLES, *rest)
+    shape = (count, *rest)
     if kind.kind == "f" and len(shape) == 4:
         coarse = torch.from_numpy(generator.standard_normal((*shape[:2], 4, 4)))
         smooth = torch.nn.functional.interpolate(coarse, size=shape[2:], mode="bilinear").numpy()

@@ -1,7 +1,7 @@
 """Exports torchvision's architectures to ONNX, for `coverage.py`; run by hand.
 
     python tests/benchmarks/export_torchvision.py --output DIR [--only NAMES] \
-        [--exporter torchscript,dynamo]
+        [--exporter torchscript,dynamo] [--side 224]
 
 Needs torchvision and, for torch's newer exporter, onnxscript. Weights are random, from one seed;
 the statistics of every batch normalisation are taken from noise and then jittered, so that folding
@@ -195,10 +195,13 @@ def _scale(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     return output / deviation
 
 
-def export(name: str, exporter: str, path: Path) -> None:
-    """Writes the ONNX file of one architecture."""
+def export(name: str, exporter: str, path: Path, side: int | None) -> None:
+    """Writes the ONNX file of one architecture; a classifier's with inputs of that side."""
     torch.manual_seed(0)
-    model, sample = detector(name) if name in DETECTORS else classifier(name)
+    if name in DETECTORS:
+        model, sample = detector(name)
+    else:
+        model, sample = classifier(name, side or CLASSIFIERS[name])
     options: dict[str, Any] = {"input_names": ["image"], "opset_version": _OPSET[exporter]}
     if name not in DETECTORS:
         options["output_names"] = ["logits"]
@@ -212,9 +215,9 @@ def export(name: str, exporter: str, path: Path) -> None:
     torch.onnx.export(model, (sample,), str(path), **options)
 
 
-def classifier(name: str) -> tuple[nn.Module, Any]:
+def classifier(name: str, side: int) -> tuple[nn.Module, Any]:
     """A classifier in evaluation mode, and a batch of two for it."""
-    models, side = load_torchvision().models, CLASSIFIERS[name]
+    models = load_torchvision().models
     settings: dict[str, Any] = {"init_weights": True} if name in _AUXILIARY else {}
     if name in _AUXILIARY:
         settings["aux_logits"] = False
@@ -257,6 +260,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", default=",".join([*CLASSIFIERS, *DETECTORS]))
     parser.add_argument("--exporter", default="torchscript,dynamo")
+    parser.add_argument("--side", type=int, help="of classifiers' inputs; each has its own")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
@@ -270,7 +274,7 @@ def main() -> None:
                 continue  # detectors: their data-dependent loops are not torch.export's
             started = time.perf_counter()
             try:
-                export(name, exporter, path)
+                export(name, exporter, path, arguments.side)
             except Exception as error:  # an exporter may fail in any way; the table says so
                 path.unlink(missing_ok=True)
                 failures[path.name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
