@@ -29,7 +29,7 @@ from onnxbrecq.plan import QuantPlan
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.recon.bridge import TorchBlock
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem
-from onnxbrecq.recon.quantizers import Dropping, LearnedBias, LearnedStep, SoftRounding
+from onnxbrecq.recon.quantizers import Dropping, LearnedBias, LearnedStep, Pull, SoftRounding
 from onnxbrecq.recon.resources import buffers_kept
 
 _WARM_UP = 0.2  # share of the steps without regularizer, as in the authors' code
@@ -57,14 +57,11 @@ class _Quantized(nn.Module):
         self.steps = dict(steps)
         self.learned = nn.ModuleList([*roundings.values(), *biases.values(), *steps.values()])
 
-    def forward(self, feed: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """The block's outputs with soft weights, and all h(V)."""
-        soft = {name: rounding.soft() for name, rounding in self.roundings.items()}
-        constants = {name: weight for name, (weight, _) in soft.items()}
+    def forward(self, feed: Mapping[str, Tensor], pull: Pull | None) -> dict[str, Tensor]:
+        """The block's outputs with soft weights; `pull` joins the gradient of their rounding."""
+        constants = {name: rounding.soft(pull) for name, rounding in self.roundings.items()}
         constants.update({name: bias.value() for name, bias in self.biases.items()})
-        outputs = self.block.run(feed, constants, self.steps)
-        gates = [gate.reshape(-1) for _, gate in soft.values()]
-        return outputs, torch.cat(gates) if gates else torch.zeros(0)
+        return self.block.run(feed, constants, self.steps)
 
     def nearest(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The block's outputs with every weight at its nearest level."""
@@ -118,9 +115,10 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
                 dropping.settle()
             feed, targets = source.batch(batch_size, input_dropping)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                outputs, gates = model(feed)
+                outputs = model(feed, _pull(weight, i / max(soft, 1)))
             loss = source.error(outputs, targets) / unit
-            loss = loss + weight * _regularizer(gates, i / max(soft, 1))
+            if not loss.requires_grad:  # once the weights are hard, nothing may be left to learn
+                break
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
@@ -251,28 +249,27 @@ def _picked(array: Tensor, index: Tensor) -> Tensor:
 def _balance(
     model: _Quantized, source: _Source, batch_size: int, settings: Reconstruction
 ) -> tuple[float, float]:
-    """What the error is divided by, and the weight of the regularizer's mean.
+    """What the error is divided by, and the weight of each element's regularizer.
 
-    Relative: the error at the start, over a few batches. Absolute, as in the authors' code: the
-    error is summed over channels, the regularizer over weights.
+    Relative: the error at the start, over a few batches, and the regularizer's mean. Absolute, as
+    in the authors' code: the error is summed over channels, the regularizer over weights.
     """
     if settings.regularizer == "absolute":
         channels = max(len(target[0]) for target in source.batch(1)[1].values())
-        weights = sum(rounding.rounding.numel() for rounding in model.roundings.values())
-        return 1 / channels, settings.regularization * weights
+        return 1 / channels, settings.regularization
+    weights = sum(rounding.rounding.numel() for rounding in model.roundings.values())
     model.eval()
     total = 0.0
     with torch.no_grad():
         for _ in range(4):
             feed, targets = source.batch(batch_size)
             total += float(source.error(model.nearest(feed), targets))
-    return max(total / 4, 1e-12), settings.regularization
+    return max(total / 4, 1e-12), settings.regularization / max(weights, 1)
 
 
-def _regularizer(gates: Tensor, progress: float) -> Tensor:
-    """Mean of 1 - |2 h - 1|^beta, with beta falling; 0 during the warm-up."""
-    if progress < _WARM_UP or progress >= 1 or not gates.numel():
-        return torch.zeros(())
+def _pull(weight: float, progress: float) -> Pull | None:
+    """The regularizer `weight` * sum(1 - |2 h - 1|**beta), beta falling; none in the warm-up."""
+    if progress < _WARM_UP or progress >= 1:
+        return None
     share = (progress - _WARM_UP) / (1 - _WARM_UP)
-    beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 - share)
-    return (1 - (2 * gates - 1).abs().pow(beta)).mean()
+    return Pull(_BETA[1] + (_BETA[0] - _BETA[1]) * (1 - share), weight)

@@ -11,7 +11,7 @@ and the regularizer sum 1 - |2 h(V) - 1|^beta drives every h to 0 or 1. Activati
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,13 @@ from onnxbrecq.plan import TensorQuant
 
 _ZETA, _GAMMA = 1.1, -0.1  # stretch of the sigmoid, AdaRound eq. 23
 _PLACES = 1 << 16  # from which a mask may start
+
+
+class Pull(NamedTuple):
+    """The regularizer of one weight's gates: weight * sum(1 - |2 h - 1|**beta)."""
+
+    beta: float
+    weight: float
 
 
 class SoftRounding(nn.Module):
@@ -43,10 +50,11 @@ class SoftRounding(nn.Module):
         scale = torch.from_numpy(affine.along(quant.scale, quant.axis, ndim).copy())
         offsets = affine.offsets(quant.qtype, quant.zero_point)
         offset = torch.from_numpy(affine.along(offsets, quant.axis, ndim).astype(np.float32))
-        level = (weight / scale + offset) / quant.qtype.step
+        top = quant.qtype.levels - 1
+        level = ((weight / scale + offset) / quant.qtype.step).clamp_(0, top)
         assert quant.levels is not None
         chosen = torch.from_numpy(quant.levels.astype(np.float32))
-        floor = torch.where(level >= chosen, chosen, chosen - 1)
+        floor = torch.where(level >= chosen, chosen, chosen - 1).clamp_(0, top - 1)
         level = torch.lerp(level, chosen, lean)
         rest = (level - floor).clamp(0.01, 0.99)
         self.register_buffer("floor", floor)
@@ -56,17 +64,21 @@ class SoftRounding(nn.Module):
         self.register_buffer("offset", offset)
         self.rounding = nn.Parameter(-torch.log((_ZETA - _GAMMA) / (rest - _GAMMA) - 1))
 
-    def gate(self) -> Tensor:
-        """h(V): how far each weight leans to its upper level, in [0, 1]; once hard, 0 or 1."""
-        if self.hard:
-            return (self.rounding.detach() >= 0).float()
-        return (torch.sigmoid(self.rounding) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
+    def soft(self, pull: Pull | None = None) -> Tensor:
+        """The weight at its soft levels; once hard, at those that it ended nearest to.
 
-    def soft(self) -> tuple[Tensor, Tensor]:
-        """The soft weight, and h(V)."""
-        gate = self.gate()
-        level = (self.floor + gate).clamp(0, self._quant.qtype.levels - 1)
-        return self.scale() * (level * self._quant.qtype.step - self.offset), gate
+        The gradient of the rounding variables is that of the weight, and what `pull` adds.
+        """
+        if self.hard:
+            return self._at(self.floor + (self.rounding.detach() >= 0))
+        made: Tensor = _SoftWeight.apply(  # type: ignore[no-untyped-call]
+            self.rounding, self.scale(), self.floor, self.offset, self._quant.qtype.step, pull
+        )
+        return made
+
+    def gate(self) -> Tensor:
+        """h(V): how far each weight leans to its upper level, in [0, 1]."""
+        return (torch.sigmoid(self.rounding) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
 
     def scale(self) -> Tensor:
         """The step of each channel, as learned so far."""
@@ -74,18 +86,64 @@ class SoftRounding(nn.Module):
 
     def nearest(self) -> Tensor:
         """The weight with each element at its nearest level; the start of the search."""
-        level = self.floor + (self.gate() >= 0.5)
-        level = level.clamp(0, self._quant.qtype.levels - 1)
-        return self.scale() * (level * self._quant.qtype.step - self.offset)
+        return self._at(self.floor + (self.rounding >= 0))
 
     def hardened(self) -> TensorQuant:
         """The decision: each weight at its nearer level."""
         with torch.no_grad():
             level = self.floor + (self.rounding >= 0)
-            level = level.clamp(0, self._quant.qtype.levels - 1)
             scale = self.scale().reshape(self._quant.scale.shape)
         return dataclasses.replace(
             self._quant, levels=level.to(torch.uint8).cpu().numpy(), scale=scale.cpu().numpy()
+        )
+
+    def _at(self, level: Tensor) -> Tensor:
+        return self.scale() * (level * self._quant.qtype.step - self.offset)
+
+
+class _SoftWeight(torch.autograd.Function):
+    """scale * (step * (floor + h(V)) - offset), its gradient in as few passes as there can be.
+
+    With u = 2 h(V) - 1 before the clip, h'(V) is 1.2 s (1 - s) where |u| < 1, s the sigmoid; the
+    regularizer c (1 - |u|^beta) adds -2 c beta u |u|^(beta - 2) h'(V).
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 -- torch's own interface
+        ctx: Any,
+        rounding: Tensor,
+        scale: Tensor,
+        floor: Tensor,
+        offset: Tensor,
+        step: int,
+        pull: Pull | None,
+    ) -> Tensor:
+        sigmoid = torch.sigmoid(rounding)
+        codes = (sigmoid * (_ZETA - _GAMMA)).add_(_GAMMA).clamp_(0, 1).add_(floor)
+        codes = codes.mul_(step).sub_(offset)
+        ctx.save_for_backward(sigmoid, codes, scale)
+        ctx.step, ctx.pull = step, pull
+        return codes * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        sigmoid, codes, scale = ctx.saved_tensors
+        (gradient,) = gradients
+        of_scale = (gradient * codes).sum_to_size(scale.shape)
+        lean = (sigmoid * (2 * (_ZETA - _GAMMA))).add_(2 * _GAMMA - 1)  # u
+        slope = gradient * (scale * (ctx.step * (_ZETA - _GAMMA)))
+        if ctx.pull is not None:
+            beta, weight = ctx.pull
+            power = lean.abs().pow_(beta - 2)
+            slope.addcmul_(lean, power, value=-2 * (_ZETA - _GAMMA) * beta * weight)
+        slope = torch.ops.aten.sigmoid_backward(slope, sigmoid)
+        return (
+            torch.ops.aten.hardtanh_backward(slope, lean, -1, 1),
+            of_scale,
+            None,
+            None,
+            None,
+            None,
         )
 
 
@@ -201,21 +259,30 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.save_for_backward(ratio, code, passes)
         ctx.inside = (-zero - 0.5, top - zero + 0.5)
         made = code * scale
-        return made if passes is None else torch.lerp(made, value, passes)
+        return made if passes is None else made.lerp_(value, passes)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         ratio, code, passes = ctx.saved_tensors
         (gradient,) = gradients
-        straight = _where_inside(gradient, ratio, ctx.inside)
+        kept = gradient
         if passes is not None:
-            straight = torch.lerp(straight, gradient, passes)
-            gradient = gradient - gradient * passes
+            kept = torch.addcmul(gradient, gradient, passes, value=-1)
+        straight = torch.ops.aten.hardtanh_backward(kept, ratio, *ctx.inside)
         # d/ds = code - x/s inside the range, code outside (LSQ, eq. 3).
-        slope = code - _where_inside(ratio, ratio, ctx.inside)
-        return straight, (slope * gradient).sum(dtype=torch.float32), None, None, None
+        of_scale = _inner(kept, code) - _inner(straight, ratio)
+        if passes is not None:
+            straight.addcmul_(gradient, passes)
+        return straight, of_scale, None, None, None
 
 
-def _where_inside(value: Tensor, ratio: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """`value` where `ratio` lies between the bounds, 0 elsewhere."""
-    return torch.ops.aten.hardtanh_backward(value, ratio, *bounds)  # type: ignore[no-any-return]
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of all products, float32."""
+    if a.dtype == b.dtype == torch.float32 and a.stride() == b.stride() and _dense(a):
+        return torch.dot(*(t.as_strided((t.numel(),), (1,)) for t in (a, b)))
+    return (a * b).sum(dtype=torch.float32)
+
+
+def _dense(value: Tensor) -> bool:
+    """Whether the tensor's elements fill one piece of memory, in whatever order."""
+    return value.is_contiguous() or value.is_contiguous(memory_format=torch.channels_last)

@@ -19,33 +19,27 @@ problems, solved together.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
-import onnx
 import torch
-import torch.nn.functional as F  # noqa: N812 -- torch's own name for it
 from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxbrecq import affine
-from onnxbrecq.graph.model import attribute
 from onnxbrecq.graph.points import Layer
 from onnxbrecq.plan import TensorQuant
-from onnxbrecq.recon.converters.linear import explicit_pads, torch_pads
+from onnxbrecq.recon.moments import Batch, Moments, Samples, Site, gather, split
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.quantizers import LearnedStep
 
 _SAMPLES = 512  # of which H is made
 _BATCH = 32
-_PLACES, _FEWEST = 16, 1 << 14  # outputs of which H is made: per value of x, and at least;
-_VALUES = 1 << 27  # and no more values of x in all
 _DAMPING = 0.05  # of the mean of H's diagonal, added to it
 # Where x does not vary, H holds nothing but rounding errors; that much is added too:
 _PRECISION, _TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
-_TRUST = 0.8  # share of the step from W to W' that is taken: the rest fits the samples' noise
-_LONGEST = 4608  # values of x in one H
+_DAMPINGS = (0.02, 0.1, 0.5)  # tried for the step from W to W'
 _ROUNDS = 2  # of fitting scales and revisiting columns
 _STRETCH = (0.5, 2.0)  # of a scale, at most in one round
 _LAZY = 128  # columns rounded before the rest is told
@@ -67,69 +61,6 @@ class Rounded:
 
     decisions: Decisions
     weights: Mapping[str, NDArray[np.float32]]
-
-
-class _Moments(NamedTuple):
-    """Of the values x that an output of each group reads, and what it misses: r = t - W x.
-
-    Attributes:
-        gram: covariance of x, [G, K, K].
-        cross: covariance of r and x, [G, O, K].
-        read: mean of x, [G, K].
-        missed: mean of r, [G, O].
-    """
-
-    gram: Tensor
-    cross: Tensor
-    read: Tensor
-    missed: Tensor
-
-    def about_zero(self) -> "_Moments":
-        """With the mean of x x^T and of r x^T in place of the covariances."""
-        return self._replace(
-            gram=self.gram + self.read[:, :, None] * self.read[:, None, :],
-            cross=self.cross + self.missed[:, :, None] * self.read.reshape(len(self.cross), 1, -1),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Site:
-    """A layer in its block.
-
-    Attributes:
-        layer: the layer.
-        node: its node.
-        weight: its float weight.
-        wanted: the tensor whose float values it has to make,
-        other: less this one's in the quantized block; None: nothing less.
-    """
-
-    layer: Layer
-    node: onnx.NodeProto
-    weight: Tensor
-    wanted: str
-    other: str | None
-
-    @property
-    def groups(self) -> int:
-        """G."""
-        found: int = int(attribute(self.node, "group", 1))  # type: ignore[call-overload]
-        return found
-
-    @property
-    def first(self) -> Tensor:
-        """The weight, output channels first."""
-        return self.weight.movedim(self.layer.axis, 0)
-
-    @property
-    def matrix(self) -> Tensor:
-        """The weight as [G, O, K]."""
-        return self.first.reshape(self.groups, len(self.first) // self.groups, -1)
-
-    def restored(self, matrix: Tensor) -> NDArray[Any]:
-        """A tensor [G, O, K] in the weight's own shape."""
-        moved = matrix.reshape(self.first.shape).movedim(0, self.layer.axis)
-        return moved.contiguous().numpy()
 
 
 class _Rounding:
@@ -164,7 +95,7 @@ class _Rounding:
         biases = {name: bias.numpy() for name, bias in self._biases.items()}
         return Rounded(Decisions(dict(self._weights), biases), self._aims)
 
-    def site(self, i: int, layer: Layer) -> _Site:
+    def site(self, i: int, layer: Layer) -> Site:
         """The layer of node `i`; with an Add behind it whose other operand stays as it is now."""
         nodes = self._problem.nodes
         weight = torch.from_numpy(np.array(self._problem.constants[layer.weight], np.float32))
@@ -173,8 +104,8 @@ class _Rounding:
         if made not in self._problem.block.outputs and [n.op_type for n in readers] == ["Add"]:
             others = [name for name in readers[0].input if name != made]
             if len(others) == 1 and others[0] not in self._unsettled(i):
-                return _Site(layer, nodes[i], weight, readers[0].output[0], others[0])
-        return _Site(layer, nodes[i], weight, made, None)
+                return Site(layer, nodes[i], weight, readers[0].output[0], others[0])
+        return Site(layer, nodes[i], weight, made, None)
 
     def _unsettled(self, i: int) -> set[str]:
         """Tensors that depend on a layer from node `i` on."""
@@ -185,15 +116,16 @@ class _Rounding:
                 found.update(node.output)
         return found
 
-    def _round(self, site: _Site) -> None:
+    def _round(self, site: Site) -> None:
         layer, matrix = site.layer, site.matrix
-        moments = self._moments(site)
-        if moments is None:
+        samples = gather(site, self._batches(site), self._generator)
+        if samples is None:
             return
-        used = moments.about_zero() if layer.bias is None else moments
-        pieces = len(used.gram) // site.groups
+        moments = samples.whole
+        used = samples.about_zero() if layer.bias is None else samples
         quant = self._weights[layer.weight]
-        levels, scale, aim = _rounded(matrix, used, quant, pieces)
+        aim = _aim(matrix, used)
+        levels, scale = _rounded(aim, used.whole, quant)
         rounded = dataclasses.replace(
             quant,
             levels=site.restored(levels.to(torch.uint8)),
@@ -208,46 +140,7 @@ class _Rounding:
             bias = moments.missed + torch.einsum("gok,gk->go", matrix - made, read)
             self._biases[layer.bias] = bias.reshape(-1)
 
-    def _moments(self, site: _Site) -> _Moments | None:
-        """Means over random outputs of the layer; None where they are not finite."""
-        groups, outputs, length = site.matrix.shape
-        pieces = _pieces(length)
-        inner = length // pieces
-        count = min(max(_PLACES * length, _FEWEST), _VALUES // (length * groups))
-        shapes = [
-            (groups * pieces, inner, inner),
-            (groups, outputs, length),
-            (groups * pieces, inner),
-        ]
-        gram, cross, read, missed = (torch.zeros(s) for s in (*shapes, (groups, outputs)))
-        seen, origin = 0, None
-        for data, wanted, share in self._batches(site):
-            places = _Places(site, data, max(1, round(count * share)), self._generator)
-            x = places.read(data).reshape(-1, groups, length).transpose(0, 1)
-            r = (
-                places.made(wanted).reshape(-1, groups, outputs).transpose(0, 1)
-                - x @ site.matrix.mT
-            )
-            if origin is None:  # about which sums lose no digits, as the mean is not far from it
-                origin = x.mean(1, keepdim=True), r.mean(1, keepdim=True)
-            x, r = x - origin[0], r - origin[1]
-            split = _split(x, pieces)
-            gram += split.mT @ split
-            cross += r.mT @ x
-            read += split.sum(1)
-            missed += r.sum(1)
-            seen += x.shape[1]
-        if origin is None or not all(bool(t.isfinite().all()) for t in (gram, cross)):
-            return None
-        gram, cross, read, missed = (total / seen for total in (gram, cross, read, missed))
-        return _Moments(
-            gram - read[:, :, None] * read[:, None, :],
-            cross - missed[:, :, None] * read.reshape(groups, 1, -1),
-            read + _split(origin[0], pieces)[:, 0],
-            missed + origin[1][:, 0],
-        )
-
-    def _batches(self, site: _Site) -> Iterator[tuple[Tensor, Tensor, float]]:
+    def _batches(self, site: Site) -> Iterator[Batch]:
         """What the layer reads in the quantized block, what it has to make; share of samples."""
         block, data = self._problem.block, site.layer.data
         constants = {
@@ -256,7 +149,7 @@ class _Rounding:
         } | self._biases
         total = min(len(self._data), _SAMPLES)
         places = np.linspace(0, len(self._data) - 1, total).astype(int)
-        size = 1 if self._problem.alone else _BATCH
+        size = 1 if self._problem.alone else min(_BATCH, -(-total // 2))
         for start in range(0, total, size):
             index = places[start : start + size]
             feed, real = (
@@ -272,85 +165,56 @@ class _Rounding:
             yield have[data], wanted, len(index) / total
 
 
-class _Places:
-    """Random outputs of a layer: what they read, and what they are."""
+def _aim(weight: Tensor, samples: Samples) -> Tensor:
+    """W' [G, O, K] of a weight [G, O, K].
 
-    def __init__(self, site: _Site, x: Tensor, count: int, generator: torch.Generator) -> None:
-        """`count` of them, of a layer whose data is like `x`."""
-        self._window: tuple[Tensor, ...] | None = None
-        self._pads: list[int] = []
-        if site.node.op_type != "Conv":
-            self._index: tuple[Tensor, ...] = (
-                torch.randint(x[..., 0].numel(), (count,), generator=generator),
-            )
-            return
-        rank = x.ndim - 2
-        kernel = site.weight.shape[2:]
-        steps = _integers(site.node, "strides") or [1] * rank
-        spread = _integers(site.node, "dilations") or [1] * rank
-        reach = [(k - 1) * d + 1 for k, d in zip(kernel, spread, strict=True)]
-        kind = attribute(site.node, "auto_pad", b"NOTSET")
-        assert isinstance(kind, bytes)
-        given = _integers(site.node, "pads")
-        pads = explicit_pads(x.shape[2:], reach, steps, kind.decode(), given)
-        self._pads = list(torch_pads(*pads))
-        sample = torch.randint(len(x), (count,), generator=generator)
-        window, outputs = [], []
-        for axis, size in enumerate(kernel):
-            before, after = self._pads[2 * (rank - 1 - axis) :][:2]
-            length = x.shape[2 + axis] + before + after
-            last = (length - reach[axis]) // steps[axis] + 1
-            place = torch.randint(last, (count,), generator=generator)
-            offsets = place[:, None] * steps[axis] + torch.arange(size) * spread[axis]
-            outputs.append(place)
-            window.append(offsets.reshape(count, 1, *[1] * axis, size, *[1] * (rank - axis - 1)))
-        channels = torch.arange(x.shape[1]).reshape(1, -1, *[1] * rank)
-        self._window = (sample.reshape(-1, *[1] * (rank + 1)), channels, *window)
-        self._index = (sample, *outputs)
-
-    def read(self, x: Tensor) -> Tensor:
-        """The values of the layer's data that each reads, [P, values]."""
-        if self._window is None:
-            return x.reshape(-1, x.shape[-1])[self._index]
-        return F.pad(x, self._pads)[self._window].flatten(1)
-
-    def made(self, y: Tensor) -> Tensor:
-        """The values of the layer's output, [P, channels]."""
-        if self._window is None:
-            return y.reshape(-1, y.shape[-1])[self._index]
-        return y.movedim(1, -1)[self._index]
-
-
-def _pieces(length: int) -> int:
-    """Into how many equal pieces K is cut so that H stays small; correlations between are left."""
-    return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= _LONGEST)
-
-
-def _rounded(
-    weight: Tensor, moments: _Moments, quant: TensorQuant, pieces: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels [G, O, K] and scales [G, O] of a weight [G, O, K], and W' [G, O, K].
-
-    Each group's K is cut into `pieces`; of one piece, W' would make up for the others as well, so
-    W stays then.
+    The step that fits one half of the samples is taken as far as it serves the other, with the
+    damping that serves best; W where none does, or where x is cut into pieces, each of which would
+    make up for all others.
     """
-    _, outputs, length = moments.cross.shape
-    inner = length // pieces
+    if samples.halves is None or len(samples.whole.gram) > len(weight):
+        return weight
+    fitted, held = samples.halves
+    best = (0.0, 0.0, 0.0)  # gain, share of the step, damping
+    for damping in _DAMPINGS:
+        step = _step(fitted, damping)
+        along = float((step * held.cross).sum(dtype=torch.float64))
+        length = float(((step @ held.gram) * step).sum(dtype=torch.float64))
+        share = min(max(along / length, 0.0), 1.0) if length > 0 else 0.0
+        best = max(best, (share * (2 * along - share * length), share, damping))
+    gain, share, damping = best
+    return weight + share * _step(samples.whole, damping) if gain > 0 else weight
+
+
+def _step(moments: Moments, damping: float) -> Tensor:
+    """From W to the weight of least squared error, [G, O, K]."""
+    factor = torch.linalg.cholesky(_damped(moments, damping))
+    return torch.cholesky_solve(moments.cross.mT.double(), factor).mT.float()
+
+
+def _damped(moments: Moments, damping: float) -> Tensor:
+    """H with `damping` times the mean of its diagonal added, [G, K, K] in float64."""
+    gram = moments.gram.double()
+    mean = torch.diagonal(gram, dim1=1, dim2=2).mean(dim=1)
+    least = _PRECISION * moments.read.double().square().sum(dim=1) + _TINY
+    unit = torch.eye(gram.shape[-1], dtype=torch.float64)
+    return gram + (damping * mean + least)[:, None, None] * unit
+
+
+def _rounded(aim: Tensor, moments: Moments, quant: TensorQuant) -> tuple[Tensor, Tensor]:
+    """Levels [G, O, K] and scales [G, O] for W' [G, O, K]; each group may be cut into pieces."""
+    groups, outputs, _ = aim.shape
+    pieces = len(moments.gram) // groups
     diagonal = torch.diagonal(moments.gram, dim1=1, dim2=2)
     order = diagonal.sum(0).argsort(descending=True)  # what matters most is rounded first
     back = order.argsort()
-    damped = moments.gram[:, order][:, :, order].double()
-    mean = diagonal.double().mean(dim=1)
-    least = _PRECISION * moments.read.double().square().sum(dim=1) + _TINY
-    damped += (_DAMPING * mean + least)[:, None, None] * torch.eye(inner, dtype=torch.float64)
+    damped = _damped(moments, _DAMPING)[:, order][:, :, order]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
-    aim = _split(weight, pieces)[:, :, order]
-    if pieces == 1:
-        aim = aim + _TRUST * (moments.cross[:, :, order].double() @ inverse).float()
+    aim = split(aim, pieces)[:, :, order]
     offsets = affine.offsets(quant.qtype, quant.zero_point).astype(np.float32)
     scale, zero = (
-        torch.from_numpy(np.broadcast_to(v, weight.shape[0] * outputs).copy())
+        torch.from_numpy(np.broadcast_to(v, groups * outputs).copy())
         .reshape(-1, outputs)
         .repeat_interleave(pieces, dim=0)
         for v in (quant.scale, offsets)
@@ -362,14 +226,7 @@ def _rounded(
         stretch = _stretch(aim, made, metric, pieces)
         grid = grid._replace(scale=grid.scale * stretch)
         made = _descended(aim, made * stretch[..., None], metric, grid)
-    levels, aims = (_joined(values[:, :, back], pieces) for values in (grid.levels(made), aim))
-    return levels, grid.scale[::pieces], aims
-
-
-def _split(weight: Tensor, pieces: int) -> Tensor:
-    """[G, O, K] as [G * pieces, O, K / pieces]."""
-    groups, outputs, length = weight.shape
-    return weight.reshape(groups, outputs, pieces, length // pieces).transpose(1, 2).flatten(0, 1)
+    return _joined(grid.levels(made)[:, :, back], pieces), grid.scale[::pieces]
 
 
 def _joined(weight: Tensor, pieces: int) -> Tensor:
@@ -441,9 +298,3 @@ def _stretch(weight: Tensor, made: Tensor, gram: Tensor, pieces: int) -> Tensor:
 def _columns_at_a_time(weight: Tensor) -> Iterator[tuple[int, int]]:
     length = weight.shape[-1]
     return ((start, min(start + _LAZY, length)) for start in range(0, length, _LAZY))
-
-
-def _integers(node: onnx.NodeProto, name: str) -> list[int]:
-    value = attribute(node, name, ())
-    assert isinstance(value, Sequence)
-    return [int(item) for item in value]

@@ -4,7 +4,7 @@ import torch
 
 from onnxbrecq import affine
 from onnxbrecq.plan import Grid, QType
-from onnxbrecq.recon.quantizers import Dropping, LearnedStep, SoftRounding
+from onnxbrecq.recon.quantizers import Dropping, LearnedStep, Pull, SoftRounding
 
 _GRIDS: list[tuple[int, Grid]] = [(2, "half"), (3, "half"), (4, "half"), (8, "signed")]
 
@@ -35,10 +35,32 @@ def test_soft_weight_starts_at_the_float_weight() -> None:
     weight = _weight(2)
     scale = np.full(6, 0.9, np.float32)  # wide enough that no weight is clipped
     quant = affine.weight_quant(weight, QType(4, "signed"), 0, scale)
-    soft, gate = SoftRounding(torch.from_numpy(weight), quant).soft()
+    rounding = SoftRounding(torch.from_numpy(weight), quant)
+    soft, gate = rounding.soft(), rounding.gate()
     # The start keeps every gate 0.01 away from 0 and 1, so that it can move.
     assert float((soft.detach() - torch.from_numpy(weight)).abs().max()) <= 0.0101 * 0.9
     assert 0 <= float(gate.detach().min()) <= float(gate.detach().max()) <= 1
+
+
+@pytest.mark.parametrize("pull", [None, Pull(5.0, 0.3)], ids=["error alone", "pulled"])
+def test_gradients_of_a_soft_weight_are_autograds(pull: Pull | None) -> None:
+    quant = affine.weight_quant(_weight(3), QType(3, "half"), 0, np.zeros(6, np.float32))
+    rounding = SoftRounding(torch.from_numpy(_weight(3)), quant).double()
+    noise = torch.randn(_weight().shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        rounding.rounding += noise
+    slope = torch.linspace(-1, 1, noise.numel()).double().reshape(noise.shape)
+    (rounding.soft(pull) * slope).sum().backward()
+    found = [rounding.rounding.grad, rounding.gain.grad]
+    gate = rounding.gate()
+    weight = rounding.scale() * ((rounding.floor + gate) * 2 - rounding.offset)
+    wanted = (weight * slope).sum()
+    if pull is not None:
+        wanted = wanted + pull.weight * (1 - (2 * gate - 1).abs() ** pull.beta).sum()
+    expected = torch.autograd.grad(wanted, [rounding.rounding, rounding.gain])
+    for made, right in zip(found, expected, strict=True):
+        assert made is not None
+        torch.testing.assert_close(made, right)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
