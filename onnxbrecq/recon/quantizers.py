@@ -137,14 +137,8 @@ class _SoftWeight(torch.autograd.Function):
             power = lean.abs().pow_(beta - 2)
             slope.addcmul_(lean, power, value=-2 * (_ZETA - _GAMMA) * beta * weight)
         slope = torch.ops.aten.sigmoid_backward(slope, sigmoid)
-        return (
-            torch.ops.aten.hardtanh_backward(slope, lean, -1, 1),
-            of_scale,
-            None,
-            None,
-            None,
-            None,
-        )
+        slope = torch.ops.aten.hardtanh_backward(slope, lean, -1, 1)
+        return slope, of_scale, None, None, None, None
 
 
 class LearnedBias(nn.Module):
