@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recipe": ("errors",),
     "affine": ("errors", "plan"),
     "output": ("errors",),
-    "state": ("errors", "plan", "output"),
+    "state": ("errors", "plan", "output", "data"),
     "graph": (*LEAVES, "graph"),
     "data": (*LEAVES, "graph", "data"),
     "emit": (*LEAVES, "graph", "emit"),

@@ -34,7 +34,7 @@ from onnxbrecq.graph.model import attribute
 from onnxbrecq.graph.points import Layer
 from onnxbrecq.plan import TensorQuant
 from onnxbrecq.recon.converters.linear import explicit_pads, torch_pads
-from onnxbrecq.recon.problem import BlockData, Decisions, Problem
+from onnxbrecq.recon.problem import BlockData, Decisions, Problem, picked
 from onnxbrecq.recon.quantizers import LearnedStep
 
 _SAMPLES = 512  # of which H is made
@@ -260,7 +260,7 @@ class _Rounding:
         for start in range(0, total, size):
             index = places[start : start + size]
             feed, real = (
-                {name: torch.from_numpy(array[index]) for name, array in arrays.items()}
+                {name: picked(samples, index) for name, samples in arrays.items()}
                 for arrays in (self._data.inputs, self._data.float_inputs)
             )
             needed = [data] if site.other is None else [data, site.other]

@@ -100,7 +100,7 @@ def _execution(quantized: Path, reference: Model, data: Dataset) -> Execution:
     covered = coverage(reference, executed(quantized))
     source = reference.path if reference.path and reference.path.exists() else reference.proto
     latency = paired_latency(
-        Session(quantized, threads=1), Session(source, threads=1), data.head(1).inputs
+        Session(quantized, threads=1), Session(source, threads=1), data.part(slice(1))
     )
     return Execution(
         provider=PROVIDER,
