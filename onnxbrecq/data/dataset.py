@@ -1,5 +1,6 @@
 """Samples for a model: one array per graph input, samples along axis 0."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,6 +49,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all inputs."""
+        return sum(math.prod(a.shape) * a.dtype.itemsize for a in self.inputs.values())
 
     def batches(self, size: int) -> Iterator[Feed]:
         """Consecutive feeds of at most `size` samples."""

@@ -9,6 +9,7 @@ Feature maps lie channels last, as convolutions in torch want them, and come out
 their axes in order.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Iterable, Mapping
 from io import FileIO
@@ -19,10 +20,12 @@ from weakref import WeakSet, finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxbrecq.data.dataset import Index, Samples
+from onnxbrecq.data.dataset import Dataset, Index, Samples
 from onnxbrecq.errors import OutputError
 
 Array = NDArray[Any]
+
+_ROWS = 32  # samples moved at a time
 
 
 class ActivationCache:
@@ -44,21 +47,17 @@ class ActivationCache:
 class Stored:
     """Samples of one tensor, [N, ...]: appended batch by batch, read by slice or by index array."""
 
-    def __init__(
-        self, rows: int, sample: tuple[int, ...], dtype: np.dtype[Any], file: FileIO | None
-    ) -> None:
-        """Room for `rows` samples of that shape, in memory or in a `file`; more may follow."""
-        self.dtype = dtype
-        self._sample = sample
-        self._count = 0
+    def __init__(self, room: Array, count: int = 0, file: FileIO | None = None) -> None:
+        """The first `count` samples of `room`; more go behind them, or to the `file`."""
+        self.dtype: np.dtype[Any] = room.dtype
+        self._memory = _channels_last(room)
+        self._count = count
         self._file = file
-        order = (*sample[1:], sample[0]) if len(sample) == 3 else sample
-        self._memory: Array = np.empty((rows if file is None else 0, *order), dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """[N, ...]."""
-        return (self._count, *self._sample)
+        return (self._count, *_channels_first(self._memory).shape[1:])
 
     @property
     def held(self) -> int:
@@ -75,7 +74,7 @@ class Stored:
             shape = (self._count, *self._memory.shape[1:])
             part = np.asarray(np.memmap(self._file, self.dtype, "r", shape=shape))[index]
             part = part if part.flags.owndata else part.copy()
-        return part.transpose(0, 3, 1, 2) if part.ndim == 4 else part
+        return _channels_first(part)
 
     def append(self, part: Array) -> None:
         """Takes in the next samples.
@@ -84,9 +83,9 @@ class Stored:
             ValueError: they are not of the shape or type of the others.
             OSError: the file cannot be written.
         """
-        if part.ndim == 0 or part.shape[1:] != self._sample or part.dtype != self.dtype:
+        if not part.ndim or (part.shape[1:], part.dtype) != (self.shape[1:], self.dtype):
             raise ValueError(f"{part.dtype} {part.shape}: no samples of {self.dtype} {self.shape}")
-        values = part.transpose(0, 2, 3, 1) if part.ndim == 4 else part
+        values = _channels_last(part)
         end = self._count + len(part)
         if self._file is None:
             self._grow(end)
@@ -117,15 +116,35 @@ class Storage:
         Raises:
             OutputError: there is no writing in the folder.
         """
-        size = rows * int(np.prod(sample, dtype=np.int64)) * dtype.itemsize
-        fits = self._limit is None or sum(s.held for s in self._alive) + size <= self._limit
-        in_memory = fits or size == 0 or dtype.hasobject
-        file = None if in_memory else self._file()
-        found = Stored(rows, sample, dtype, file)
-        if file is not None:
-            finalize(found, file.close)
-        self._alive.add(found)
+        room = _empty((rows, *sample), dtype)
+        return self._held(Stored(room)) if self._fits(room) else self._filed(room[:0])
+
+    def kept(self, data: Dataset) -> Dataset:
+        """The data: its arrays as they are where they fit, else in files, so that they may go.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        inputs = {name: self._kept(samples[:]) for name, samples in data.inputs.items()}
+        return dataclasses.replace(data, inputs=inputs)
+
+    def _kept(self, array: Array) -> Stored:
+        if self._fits(array):
+            return self._held(Stored(array, len(array)))
+        found = self._filed(_empty((0, *array.shape[1:]), array.dtype))
+        for start in range(0, len(array), _ROWS):
+            self.append(found, array[start : start + _ROWS])
         return found
+
+    def _fits(self, room: Array) -> bool:
+        """Whether `room` may lie in memory; what no file can hold has to."""
+        used = sum(samples.held for samples in self._alive)
+        fits = self._limit is None or used + room.nbytes <= self._limit
+        return fits or not room.nbytes or room.dtype.hasobject
+
+    def _held(self, samples: Stored) -> Stored:
+        self._alive.add(samples)
+        return samples
 
     def append(self, samples: Stored, part: Array) -> None:
         """Appends `part` to `samples`.
@@ -139,14 +158,16 @@ class Storage:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _file(self) -> FileIO:
-        """A file without a name, gone when nobody holds it any more."""
+    def _filed(self, room: Array) -> Stored:
+        """Samples in a file without a name, which is gone when nobody holds them any more."""
         try:
             file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 -- stays open
         except OSError as error:
             raise self._unwritable(error) from error
         assert isinstance(file, FileIO)
-        return file
+        found = Stored(room, file=file)
+        finalize(found, file.close)
+        return found
 
     def _unwritable(self, error: OSError) -> OutputError:
         return OutputError(
@@ -154,6 +175,21 @@ class Storage:
             f"({error.strerror or error}); free some space, give another --work-dir, fewer samples "
             "or more --max-memory"
         )
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Room for samples, of which nothing is taken before it is written to."""
+    if len(shape) != 4:
+        return np.empty(shape, dtype)
+    return _channels_first(np.empty((shape[0], *shape[2:], shape[1]), dtype))
+
+
+def _channels_last(values: Array) -> Array:
+    return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values
+
+
+def _channels_first(values: Array) -> Array:
+    return values.transpose(0, 3, 1, 2) if values.ndim == 4 else values
 
 
 def _write(file: FileIO, values: Array) -> None:
