@@ -41,7 +41,7 @@ Tensors = Mapping[str, Samples]  # float32, but for token ids and the like
 Arrays = Mapping[str, NDArray[Any]]
 
 _FISHER_SAMPLES = 256
-_RUN_BATCH = 32
+_RUN_BATCH = 8  # as fast as more, in less memory
 _STEP_SAMPLES = 128  # on which activation steps are compared
 _STEP_FACTORS = ((0.92, 4), (1.08, 3))  # how much finer, coarser; how often at most
 _STEP_GAIN = 0.999  # of the error: less is chance
@@ -377,9 +377,9 @@ def _fisher(task: Task, parts: Sequence[_Part], progress: Progress) -> Arrays:
     probe = submodel(task.model, list(task.model.nodes), task.model.inputs, names)
     session = Session(probe.proto, threads=task.recipe.threads)
     sweep = FisherSweep([part.torch for part in parts], task.recipe.seed)
-    sample, done = task.data.head(_FISHER_SAMPLES), 0
-    for feed in sample.batches(_RUN_BATCH):
+    count, done = min(len(task.data), _FISHER_SAMPLES), 0
+    for feed in task.data.batches(_RUN_BATCH, count):
         sweep.add({**feed, **session.run(feed)}, logits)
-        done = min(done + _RUN_BATCH, len(sample))
-        progress("curvature", done, len(sample))
+        done = min(done + _RUN_BATCH, count)
+        progress("curvature", done, count)
     return sweep.weights()

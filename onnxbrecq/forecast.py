@@ -3,18 +3,18 @@
 The sizes of tensors and the pace of the float network are measured on a few samples. While block i
 is learned, there are alive, for all samples, in the float and in the quantized network, the
 tensors that it and later blocks read, and its outputs: as they should be, as they were before
-learning, and as they are tried. Each is counted once more than a careful hand would need:
+learning, and as they are tried.
 
     held = samples * max_i [ 2 * bytes(alive_i) + 3 * bytes(outputs_i) ]
-    work = max_i [ batch * values of the block's tensors, and what learning keeps of them ]
+    work = max [ calibration: batch * bytes(all), learning: batch * max_i bytes(block_i) ]
 
-With the samples that were read, what is alive beyond `room` = limit - what the process holds for
-other ends - work goes to files.
+the latter with the copies that the runtimes make. With the samples that were read, what is alive
+beyond `room` = limit - what the process holds for other ends - work goes to files.
 """
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxbrecq.data.dataset import Dataset
@@ -26,12 +26,13 @@ from onnxbrecq.recipe import Recipe
 from onnxbrecq.runtime.memory import available, resident
 from onnxbrecq.runtime.session import Session
 
-_BATCH = 32  # samples that a block runs on at a time, in blockwise and in second-order rounding
-_PROBED = 8  # samples on which the float network's pace is measured
-# Measured on MobileNetV2 and ResNet-20 (2 cores, onnxruntime 1.32, torch 2.13):
-_COPIES = 3  # of a block's tensors in one batch: as they are, as they should be, as they are made
-_RUNS = 5  # of a block on all samples: its target, its outputs before and after, trials of steps
-_ROUNDING = 3  # of a block on all samples: second-order rounding, in torch
+_BATCH = 8  # samples at a time, where nothing is learned
+_PROBED = 2  # samples on which the float network's pace is measured
+# Measured on MobileNetV2 (onnxruntime 1.32, torch 2.13):
+_SEEN = 3  # copies of all tensors while they are calibrated: in front of fusions, and handed out
+_LEARNED = 6  # copies of a block's tensors: for both networks, before quantizers, for gradients
+_RUNS = 6  # of a block on all samples: its target, its outputs before and after, trials of steps
+_ROUNDING = 4  # of a block on all samples: second-order rounding, in torch
 _STEP = 6  # of a block on a sample: an optimiser step in torch
 
 
@@ -76,8 +77,7 @@ def forecast(
     sizes, pace = _probed(model, blocks, points, data, recipe)
     most = recipe.max_memory
     limit = resident() + available() // 2 if most is None else most
-    batch = _BATCH if model.batched else 1
-    work = max((_values(model, block, sizes) for block in blocks), default=0) * batch * _COPIES
+    work = _work(model, blocks, sizes, recipe)
     return Forecast(
         held=_held(blocks, sizes) * len(data) + movable,
         room=limit - (resident() - movable) - work,
@@ -111,11 +111,16 @@ def _held(blocks: Sequence[Block], sizes: Mapping[str, int]) -> int:
     return most
 
 
-def _values(model: Model, block: Block, sizes: Mapping[str, int]) -> int:
-    """Bytes a sample of all that the block makes, as far as it is known."""
-    nodes = set(block.nodes)
-    made = [name for node in model.nodes if node.name in nodes for name in node.output]
-    return _sum(made, sizes)
+def _work(model: Model, blocks: Sequence[Block], sizes: Mapping[str, int], recipe: Recipe) -> int:
+    """Bytes that one batch takes while it is worked on, at most."""
+    block_of = {node: block.name for block in blocks for node in block.nodes}
+    made = dict.fromkeys((block.name for block in blocks), 0)
+    for node in model.nodes:
+        made[block_of[node.name]] += _sum(node.output, sizes)
+    settings = recipe.settings()
+    batch = max(_BATCH, settings.batch_size if settings.iterations else 0)
+    seen, learned = _SEEN * _BATCH * sum(made.values()), _LEARNED * batch * max(made.values())
+    return max(seen, learned) if model.batched else max(seen // _BATCH, learned // batch)
 
 
 def _passes(samples: int, recipe: Recipe) -> float:
@@ -125,7 +130,7 @@ def _passes(samples: int, recipe: Recipe) -> float:
     return (_RUNS + rounding) * samples + _STEP * settings.iterations * settings.batch_size
 
 
-def _sum(names: Sequence[str] | set[str], sizes: Mapping[str, int]) -> int:
+def _sum(names: Iterable[str], sizes: Mapping[str, int]) -> int:
     return sum(sizes.get(name, 0) for name in names)
 
 

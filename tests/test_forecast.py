@@ -10,7 +10,7 @@ from onnxbrecq.forecast import Forecast, forecast
 from onnxbrecq.graph.blocks import Block, partition
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
-from onnxbrecq.recipe import Recipe
+from onnxbrecq.recipe import Recipe, Reconstruction
 
 GiB = 1 << 30
 
@@ -33,6 +33,17 @@ def test_what_is_held_grows_with_the_samples(model: Model, data: Dataset) -> Non
     assert whole.held >= len(data) * len(first) * 8 * 8 * 8 * 4
     assert whole.held == 2 * half.held
     assert 0 < whole.room < 4 * GiB
+
+
+def test_larger_batches_leave_less_room(model: Model, data: Dataset) -> None:
+    points, blocks = find_points(model), partition(model)
+    small, large = (
+        Recipe(max_memory=64 * GiB, reconstruction=Reconstruction(batch_size=size), threads=1)
+        for size in (16, 16 << 16)
+    )
+    rooms = [forecast(model, blocks, points, data, recipe).room for recipe in (small, large)]
+    values = 8 * 8 * 8 * 4  # bytes of a feature map, of which the middle block has three
+    assert rooms[0] - rooms[1] > (16 << 16) * values
 
 
 def test_longer_efforts_take_longer(model: Model, data: Dataset) -> None:

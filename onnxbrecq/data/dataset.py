@@ -55,10 +55,11 @@ class Dataset:
         """Bytes of all inputs."""
         return sum(math.prod(a.shape) * a.dtype.itemsize for a in self.inputs.values())
 
-    def batches(self, size: int) -> Iterator[Feed]:
-        """Consecutive feeds of at most `size` samples."""
-        for start in range(0, len(self), size):
-            yield self.part(slice(start, start + size))
+    def batches(self, size: int, most: int | None = None) -> Iterator[Feed]:
+        """Consecutive feeds of at most `size` samples; of the first `most`, or of all."""
+        count = len(self) if most is None else min(most, len(self))
+        for start in range(0, count, size):
+            yield self.part(slice(start, min(start + size, count)))
 
     def part(self, index: Index) -> Feed:
         """A feed of some samples."""

@@ -38,7 +38,7 @@ from onnxbrecq.recon.problem import BlockData, Decisions, Problem, picked
 from onnxbrecq.recon.quantizers import LearnedStep
 
 _SAMPLES = 512  # of which H is made
-_BATCH = 32
+_BATCH = 8  # as fast as more, in less memory
 _PLACES, _FEWEST = 16, 1 << 14  # outputs of which H is made: per value of x, and at least;
 _VALUES = 1 << 27  # and no more values of x in all
 _DAMPING = 0.05  # of the mean of H's diagonal, added to it
