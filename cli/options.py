@@ -80,4 +80,6 @@ def recipe_of(file: Path | None, **given: Any) -> Recipe:
     overrides = {key: value for key, value in given.items() if value is not None}
     if overrides.get("activations") == FLOAT:
         overrides["activations"] = None
-    return Recipe(**overrides) if file is None else Recipe.from_toml(file, **overrides)
+    if file is None:
+        return Recipe.from_table({}, **overrides)
+    return Recipe.from_toml(file, **overrides)

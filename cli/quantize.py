@@ -48,6 +48,11 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
     help="Finished blocks are kept here until the output is written; default: OUTPUT.work.",
 )
 @click.option("--no-resume", is_flag=True, help="Start afresh, whatever the work-dir holds.")
+@click.option(
+    "--max-memory",
+    metavar="SIZE",
+    help="Activations beyond it go to disk: 4GiB, 500MB; default: half of what is free.",
+)
 @click.option("--device", metavar="auto|cpu", help=f"Default {Recipe.device}.")
 @measuring
 @common

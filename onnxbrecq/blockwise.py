@@ -9,14 +9,14 @@ keeps its former decisions.
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxbrecq import affine
-from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.dataset import Dataset, Index, Samples
 from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.targets import Target
 from onnxbrecq.graph.blocks import Block
@@ -33,14 +33,15 @@ from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.resources import threads_limited
 from onnxbrecq.recon.second_order import round_second_order
 from onnxbrecq.report.result import BlockFacts
-from onnxbrecq.runtime.cache import ActivationCache
+from onnxbrecq.runtime.cache import ActivationCache, Storage
 from onnxbrecq.runtime.session import Session, run_batches
 from onnxbrecq.state import State
 
-Arrays = Mapping[str, NDArray[Any]]  # float32, but for token ids and the like
+Tensors = Mapping[str, Samples]  # float32, but for token ids and the like
+Arrays = Mapping[str, NDArray[Any]]
 
 _FISHER_SAMPLES = 256
-_RUN_BATCH = 32
+_RUN_BATCH = 8  # as fast as more, in less memory
 _STEP_SAMPLES = 128  # on which activation steps are compared
 _STEP_FACTORS = ((0.92, 4), (1.08, 3))  # how much finer, coarser; how often at most
 _STEP_GAIN = 0.999  # of the error: less is chance
@@ -59,6 +60,7 @@ class Task:
         data: calibration samples.
         recipe: the optimiser's settings.
         target: whose deployed graph the blocks are held against.
+        storage: where activations are kept between blocks.
     """
 
     model: Model
@@ -67,6 +69,7 @@ class Task:
     data: Dataset
     recipe: Recipe
     target: Target
+    storage: Storage = field(default_factory=Storage)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class _Outcome:
     """A block's decisions, what it makes with them, and how it came to them."""
 
     plan: QuantPlan
-    outputs: Arrays
+    outputs: Tensors
     facts: BlockFacts
 
 
@@ -116,14 +119,7 @@ def _walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None) 
     facts = []
     for i, part in enumerate(parts):
         progress("reconstruct", i, len(parts), part.block.name)
-        float_inputs = floats.select(part.block.inputs)
-        targets = _run(task, part, None, float_inputs)
-        data = BlockData(
-            inputs=quantized.select(part.block.inputs),
-            float_inputs=float_inputs,
-            targets=targets,
-            weights={name: weights[name] for name in targets if name in weights},
-        )
+        data = _data(task, part, floats, quantized, weights)
         recalled = state.recall(i) if state else None
         if recalled:
             outcome = _recalled(task, part, plan, data, recalled)
@@ -134,13 +130,28 @@ def _walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None) 
         plan = outcome.plan
         facts.append(outcome.facts)
         needed = {name for later in parts[i + 1 :] for name in later.block.inputs}
-        floats.advance(targets, needed)
+        floats.advance(data.targets, needed)
         quantized.advance(outcome.outputs, needed)
+        del data, outcome  # what only they hold makes room for the next block
     progress("reconstruct", len(parts), len(parts))
     return Walk(plan, tuple(facts))
 
 
-def relative_error(outputs: Arrays, targets: Arrays, weights: Arrays) -> float | None:
+def _data(
+    task: Task, part: _Part, floats: ActivationCache, quantized: ActivationCache, weights: Arrays
+) -> BlockData:
+    """What the block is learned from: cached inputs, and what the float block makes of them."""
+    float_inputs = floats.select(part.block.inputs)
+    targets = _run(task, part, None, float_inputs)
+    return BlockData(
+        inputs=quantized.select(part.block.inputs),
+        float_inputs=float_inputs,
+        targets=targets,
+        weights={name: weights[name] for name in targets if name in weights},
+    )
+
+
+def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float | None:
     """Weighted squared error of a block's outputs, relative to their weighted energy.
 
     None if an output has another shape than its target: the number of boxes found, say.
@@ -301,22 +312,43 @@ def _checked(part: _Part, data: BlockData) -> _Part:
     return dataclasses.replace(part, torch=None, reason=reason)
 
 
-def _run(task: Task, part: _Part, plan: QuantPlan | None, inputs: Arrays) -> Arrays:
+def _run(task: Task, part: _Part, plan: QuantPlan | None, inputs: Tensors) -> Tensors:
     """The block's outputs in onnxruntime: of the float block, or as `plan` deploys it."""
     proto = part.model.proto if plan is None else emit(part.model, plan, task.target)
     session = Session(proto, threads=task.recipe.threads)
     size = _RUN_BATCH if task.model.batched else 1
-    return run_batches(session, Dataset(inputs), size)
+    return run_batches(session, Dataset(inputs), size, task.storage)
 
 
-def _on_grid(model: Model, plan: QuantPlan, inputs: Arrays) -> Arrays:
+def _on_grid(model: Model, plan: QuantPlan, inputs: Tensors) -> Tensors:
     """The inputs as the block's quantizers leave them: graph inputs are quantized inside."""
     found = dict(inputs)
     for name in inputs:
         if name in model.inputs and name in plan.tensors:
-            quant = plan.tensors[name]
-            found[name] = affine.dequantize(affine.quantize(inputs[name], quant), quant)
+            found[name] = _OnGrid(inputs[name], plan.tensors[name])
     return found
+
+
+@dataclass(frozen=True)
+class _OnGrid:
+    """Samples that are quantized when they are read."""
+
+    samples: Samples
+    quant: TensorQuant
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.samples.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Index) -> NDArray[Any]:
+        return affine.dequantize(affine.quantize(self.samples[index], self.quant), self.quant)
 
 
 def _heads(part: _Part, points: Points, plan: QuantPlan) -> tuple[str, ...]:
@@ -345,9 +377,9 @@ def _fisher(task: Task, parts: Sequence[_Part], progress: Progress) -> Arrays:
     probe = submodel(task.model, list(task.model.nodes), task.model.inputs, names)
     session = Session(probe.proto, threads=task.recipe.threads)
     sweep = FisherSweep([part.torch for part in parts], task.recipe.seed)
-    sample, done = task.data.head(_FISHER_SAMPLES), 0
-    for feed in sample.batches(_RUN_BATCH):
+    count, done = min(len(task.data), _FISHER_SAMPLES), 0
+    for feed in task.data.batches(_RUN_BATCH, count):
         sweep.add({**feed, **session.run(feed)}, logits)
-        done = min(done + _RUN_BATCH, len(sample))
-        progress("curvature", done, len(sample))
+        done = min(done + _RUN_BATCH, count)
+        progress("curvature", done, count)
     return sweep.weights()

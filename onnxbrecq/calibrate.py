@@ -98,17 +98,17 @@ def _sample(
     probe = submodel(model, list(model.nodes), model.inputs, tuple(inner or model.outputs))
     session = Session(probe.proto, threads=recipe.threads)
     generator = np.random.default_rng(recipe.seed)
-    part = data.head(SAMPLES)
+    count = min(len(data), SAMPLES)
     batch = _BATCH if model.batched else 1
-    quota = max(1, _VALUES * batch // len(part))
+    quota = max(1, _VALUES * batch // count)
     kept: dict[str, list[Array]] = {name: [] for name in names}
     done = 0
-    for feed in part.batches(batch):
+    for feed in data.batches(batch, count):
         for name, value in {**feed, **session.run(feed)}.items():
             if name in kept:
                 kept[name].append(_subset(name, np.asarray(value, np.float32), quota, generator))
-        done = min(done + batch, len(part))
-        progress("calibrate", done, len(part))
+        done = min(done + batch, count)
+        progress("calibrate", done, count)
     return {name: np.concatenate(values) for name, values in kept.items()}
 
 

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.targets import ORT_CPU, ORT_CPU_AVX2, Target, target_by_name
 from onnxbrecq.errors import EmissionError
+from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
@@ -31,7 +30,9 @@ from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
 from onnxbrecq.report.result import BlockFacts, Result
+from onnxbrecq.runtime.cache import Storage
 from onnxbrecq.runtime.doctor import environment, saturation_free
+from onnxbrecq.runtime.memory import peak
 from onnxbrecq.runtime.session import Session
 from onnxbrecq.state import digest, opened
 from onnxbrecq.validation.validate import Validation
@@ -98,13 +99,22 @@ def quantize(
         for place in places(destination, float_model.source_bytes):
             claim(place, force=force, sources=float_model.files)
         samples = _samples(data, float_model, recipe)
-        labelled = _labelled(evaluation, float_model, recipe)
     target, notes = _target(recipe)
-    points = find_points(float_model)
+    points, blocks = find_points(float_model), partition(float_model)
+    with clock.stage("forecast"):
+        movable = 0 if samples is data else samples.nbytes
+        ahead = forecast(float_model, blocks, points, samples, recipe, movable=movable)
+        progress("forecast", 1, 1, ahead.told())
+    folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
+    storage = Storage(max(ahead.room, 0), folder.parent)
+    with clock.stage("load"):
+        samples = samples if samples is data else storage.kept(samples)
+        labelled = _labelled(evaluation, float_model, recipe)
+        if labelled is not None and labelled is not evaluation:
+            labelled = storage.kept(labelled)
     with clock.stage("calibrate"):
         plan = calibrate(float_model, points, samples, recipe, progress=progress)
-    task = Task(float_model, partition(float_model), points, samples, recipe, target)
-    folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
+    task = Task(float_model, blocks, points, samples, recipe, target, storage)
     with opened(folder, _key(task), resume=resume) as state:
         with clock.stage("reconstruct"):
             walked = walk(task, plan, progress, state)
@@ -194,7 +204,8 @@ def _target(recipe: Recipe) -> tuple[Target, tuple[str, ...]]:
 def _key(task: Task) -> dict[str, object]:
     """What a block's decisions depend on."""
     inputs = digest(task.data.inputs)
-    recipe = dataclasses.replace(task.recipe, max_drop=None)  # judged when all is done
+    # The gate is judged when all is done; where activations lie changes no value.
+    recipe = dataclasses.replace(task.recipe, max_drop=None, max_memory=None)
     model = {"sha256": task.model.source_sha256, "blocks": [b.name for b in task.blocks]}
     seen = {**environment(), "onnxbrecq": version("onnxbrecq"), "cores": os.cpu_count()}
     return {"model": model, "data": inputs, "recipe": recipe.as_json(), "environment": seen}
@@ -243,13 +254,7 @@ def _result(
         gate=validation.gate,
         total_seconds=clock.total(),
         stages=clock.stages,
-        peak_bytes=_peak_bytes(),
+        peak_bytes=peak(),
         environment={**environment(), "threads": str(recipe.threads or os.cpu_count())},
         notes=(*model.notes, *notes, *validation.notes),
     )
-
-
-def _peak_bytes() -> int:
-    """The largest resident set this process ever had; macOS counts bytes, Linux KiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

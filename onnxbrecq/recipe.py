@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,8 @@ class Recipe:
         max_drop: the gate, in percentage points; None: no gate.
         seed: of every random choice.
         threads: of torch and onnxruntime; None: all cores.
+        max_memory: bytes the process may take, beyond which activations go to disk; None: half of
+            what is free. The result does not depend on it.
         device: where blocks are optimised.
         preprocess: for image folders.
         reconstruction: how blocks are learned, in place of what `effort` says.
@@ -160,6 +163,7 @@ class Recipe:
     max_drop: float | None = None
     seed: int = 0
     threads: int | None = None
+    max_memory: int | None = None
     device: str = "auto"
     preprocess: Preprocess | None = None
     reconstruction: Reconstruction | None = None
@@ -177,6 +181,8 @@ class Recipe:
             raise RecipeError(f"max_drop = {self.max_drop}: want percentage points from 0 to 100")
         if self.threads is not None and self.threads < 1:
             raise RecipeError(f"threads = {self.threads}: want at least 1")
+        if self.max_memory is not None and self.max_memory < 1:
+            raise RecipeError(f"max_memory = {self.max_memory}: want at least a byte")
         if self.seed < 0:
             raise RecipeError(f"seed = {self.seed}: want 0 or more")
 
@@ -186,7 +192,7 @@ class Recipe:
 
         The file holds the attributes of `Recipe` at top level, those of `Preprocess` under
         `[data.preprocess]` and those of `Reconstruction` under `[reconstruction]`;
-        `activations = "float"` means weight-only.
+        `activations = "float"` means weight-only; `max_memory` may be a size such as "4GiB".
 
         Raises:
             RecipeError: the file is unreadable, or a key is unknown or of the wrong type.
@@ -215,7 +221,10 @@ class Recipe:
             values["reconstruction"] = dataclasses.replace(_EFFORT[effort], **given)
         if values.get("activations") == "float":
             values["activations"] = None
-        return cls(**{**values, **overrides})
+        values.update(overrides)
+        if isinstance(values.get("max_memory"), str):
+            values["max_memory"] = _bytes("max_memory", values["max_memory"])
+        return cls(**values)
 
     def settings(self) -> Reconstruction:
         """How blocks are learned."""
@@ -239,6 +248,16 @@ def _numbers(
     )
 
 
+def _bytes(key: str, text: str) -> int:
+    """A size with its unit: 1 GB are 10**9 bytes, 1 GiB 2**30."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([kmgt]?)(i?)b)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise RecipeError(f"{key} = {text!r}: want a size such as 4GiB or 500MB, or bytes")
+    number, prefix, binary = found.groups()
+    unit = (1024 if binary else 1000) ** " kmgt".index((prefix or " ").lower())
+    return int(float(number) * unit)
+
+
 def _known(where: str, table: object, allowed: set[str]) -> None:
     if not isinstance(table, dict):
         raise RecipeError(f"recipe: {where} must be a table")
@@ -259,10 +278,12 @@ def _fields(cls: type, prefix: str, table: object) -> dict[str, Any]:
     for key, value in table.items():
         name = kinds[key].split(".")[-1].split(" |")[0].rstrip("'>").removeprefix("<class '")
         wanted = _NUMBERS.get(name)
-        weight_only = key == "activations" and value == "float"
+        worded = (key == "activations" and value == "float") or (
+            key == "max_memory" and isinstance(value, str)
+        )
         if (
             wanted
-            and not weight_only
+            and not worded
             and (not isinstance(value, wanted) or (isinstance(value, bool) and name != "bool"))
         ):
             raise RecipeError(f"recipe: {prefix}{key} = {value!r}: want {name}")

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onnxbrecq.data.dataset import Samples
 from onnxbrecq.errors import OutputError, PlanError
 from onnxbrecq.output import write_atomically
 from onnxbrecq.plan import QuantPlan
@@ -91,14 +91,14 @@ def opened(folder: Path, key: Mapping[str, object], *, resume: bool) -> Iterator
         yield state
 
 
-def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+def digest(arrays: Mapping[str, Samples]) -> str:
     """SHA-256 of named arrays: names, types, shapes and values."""
     found = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]
         found.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
-        for part in array:
-            found.update(np.array(part, order="C").data)
+        for i in range(len(array)):
+            found.update(np.array(array[i : i + 1], order="C").data)
     return found.hexdigest()
 
 

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recipe": ("errors",),
     "affine": ("errors", "plan"),
     "output": ("errors",),
-    "state": ("errors", "plan", "output"),
+    "state": ("errors", "plan", "output", "data"),
     "graph": (*LEAVES, "graph"),
     "data": (*LEAVES, "graph", "data"),
     "emit": (*LEAVES, "graph", "emit"),
@@ -44,10 +44,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recon": (*LEAVES, "graph", "data", "recon"),
     "validation": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validation"),
     "calibrate": (*LEAVES, "graph", "data", "emit", "runtime"),
+    "forecast": (*LEAVES, "graph", "data", "runtime"),
     "blockwise": (*LEAVES, "graph", "data", "emit", "runtime", "recon", "report", "state"),
     "pipeline": (
         *LEAVES, "output", "graph", "data", "emit", "runtime", "recon", "report", "validation",
-        "calibrate", "blockwise", "state",
+        "calibrate", "forecast", "blockwise", "state",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.

@@ -9,7 +9,10 @@ import onnx
 import pytest
 
 import onnxbrecq
+from onnxbrecq.blockwise import Task
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.graph.load import from_proto
+from onnxbrecq.pipeline import _key
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.runtime.session import Session
 
@@ -35,6 +38,21 @@ def test_the_same_inputs_give_the_same_bytes(path: Path, data: Dataset, tmp_path
     for output in outputs:
         onnxbrecq.quantize(path, data, _RECIPE, output=output)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_the_same_bytes_whatever_the_memory(path: Path, data: Dataset, tmp_path: Path) -> None:
+    outputs = {tmp_path / "small.onnx": 1, tmp_path / "large.onnx": 1 << 40}
+    for output, most in outputs.items():
+        recipe = dataclasses.replace(_RECIPE, activations=4, max_memory=most)
+        onnxbrecq.quantize(path, data, recipe, output=output)
+    small, large = (output.read_bytes() for output in outputs)
+    assert small == large
+
+
+def test_a_resumed_run_may_have_other_memory(path: Path, data: Dataset) -> None:
+    task = Task(from_proto(onnx.load(path)), (), None, data, _RECIPE, None)  # type: ignore[arg-type]
+    more = dataclasses.replace(task, recipe=dataclasses.replace(_RECIPE, max_memory=1 << 30))
+    assert _key(task) == _key(more)
 
 
 def test_the_result_tells_what_the_file_is(path: Path, data: Dataset) -> None:

@@ -73,3 +73,30 @@ def test_preprocessing_that_makes_no_sense(line: str) -> None:
     key = re.escape(f"data.preprocess.{line.partition(' = ')[0]}")
     with pytest.raises(RecipeError, match=key):
         Recipe.from_table(table)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ("4GiB", 4 << 30),
+        ("1.5 GiB", 3 << 29),
+        ("500MB", 500_000_000),
+        ("64 kib", 65536),
+        ("2tb", 2 * 10**12),
+        ("512B", 512),
+        ("1073741824", 1 << 30),
+        (1 << 30, 1 << 30),
+    ],
+    ids=str,
+)
+def test_sizes_of_memory(size: str | int, wanted: int) -> None:
+    assert Recipe.from_table({"max_memory": size}).max_memory == wanted
+    assert Recipe.from_table({}, max_memory=size).max_memory == wanted
+
+
+@pytest.mark.parametrize(
+    "size", ["", "much", "4G", "4 GiB RAM", "-1GB", "0GiB", 0, 1.5, True, "1e9"], ids=repr
+)
+def test_sizes_that_make_no_sense(size: object) -> None:
+    with pytest.raises(RecipeError, match="max_memory = "):
+        Recipe.from_table({"max_memory": size})

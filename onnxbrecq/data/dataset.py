@@ -1,12 +1,36 @@
 """Samples for a model: one array per graph input, samples along axis 0."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Feed = Mapping[str, NDArray[np.generic]]
+Index = slice | NDArray[np.intp]
+
+
+class Samples(Protocol):
+    """All samples of a tensor, [N, ...], as they are read: a numpy array, or what lies in a file.
+
+    What a slice gives is only looked at; an index array gives a copy.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, ...]."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, index: Index, /) -> NDArray[Any]:
+        """Some samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,19 +43,29 @@ class Dataset:
         origin: what the user called it, for messages and reports.
     """
 
-    inputs: Feed
+    inputs: Mapping[str, Samples]
     labels: NDArray[np.int64] | None = None
     origin: str = ""
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
-    def batches(self, size: int) -> Iterator[Feed]:
-        """Consecutive feeds of at most `size` samples."""
-        for start in range(0, len(self), size):
-            yield {name: array[start : start + size] for name, array in self.inputs.items()}
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all inputs."""
+        return sum(math.prod(a.shape) * a.dtype.itemsize for a in self.inputs.values())
+
+    def batches(self, size: int, most: int | None = None) -> Iterator[Feed]:
+        """Consecutive feeds of at most `size` samples; of the first `most`, or of all."""
+        count = len(self) if most is None else min(most, len(self))
+        for start in range(0, count, size):
+            yield self.part(slice(start, min(start + size, count)))
+
+    def part(self, index: Index) -> Feed:
+        """A feed of some samples."""
+        return {name: array[index] for name, array in self.inputs.items()}
 
     def head(self, count: int) -> "Dataset":
         """The first `count` samples."""
         labels = None if self.labels is None else self.labels[:count]
-        return Dataset({n: a[:count] for n, a in self.inputs.items()}, labels, self.origin)
+        return Dataset(self.part(slice(count)), labels, self.origin)

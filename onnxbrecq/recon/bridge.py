@@ -63,6 +63,8 @@ class TorchBlock(nn.Module):
         self.inputs = inputs
         self.outputs = outputs
         self._steps = steps
+        last = {name: i for i, step in enumerate(steps) for name in step.inputs}
+        self._spent = [[n for n, at in last.items() if at == i] for i in range(len(steps))]
         self._constants = dict(constants)
         for parameter in self.parameters():
             parameter.requires_grad_(False)
@@ -86,13 +88,16 @@ class TorchBlock(nn.Module):
         hooks = hooks or {}
         values: dict[str, Tensor] = {**self._constants, **(constants or {}), **feed}
         wanted = self.outputs if outputs is None else outputs
-        for step in self._steps:
+        for step, spent in zip(self._steps, self._spent, strict=True):
             if outputs is not None and all(name in values for name in outputs):
                 break
             made = step.module(*(values[name] if name else None for name in step.inputs))
             made = made if isinstance(made, (tuple, list)) else (made,)
             for name, value in zip(step.outputs, made, strict=True):
                 values[name] = hooks[name](value) if name in hooks else value
+            for name in spent:  # large feature maps, of which few need to be alive at a time
+                if name not in wanted:
+                    values.pop(name, None)
         return {name: values[name] for name in wanted}
 
     def arrays(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

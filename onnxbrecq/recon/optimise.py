@@ -18,17 +18,15 @@ Each part is a setting of `Reconstruction`; the paper's own schedule is one choi
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.recon.bridge import TorchBlock
-from onnxbrecq.recon.problem import BlockData, Decisions, Problem
+from onnxbrecq.recon.problem import BlockData, Decisions, Problem, picked
 from onnxbrecq.recon.quantizers import Dropping, LearnedBias, LearnedStep, Pull, SoftRounding
 from onnxbrecq.recon.resources import buffers_kept
 
@@ -206,24 +204,21 @@ class _Source:
     """Random batches of a block's data, and the weighted error on them."""
 
     def __init__(self, data: BlockData, generator: torch.Generator) -> None:
-        self._inputs = {name: _stored(array) for name, array in data.inputs.items()}
-        self._float = {name: _stored(array) for name, array in data.float_inputs.items()}
-        self._targets = {name: _stored(array) for name, array in data.targets.items()}
+        self._data = data
         self._weights = {n: torch.from_numpy(a) for n, a in data.weights.items()}
         self._generator = generator
-        self._count = len(data)
 
     def batch(
         self, size: int, dropping: Dropping | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs and targets of `size` random samples; some of the inputs' values are float."""
-        index = torch.randint(self._count, (size,), generator=self._generator)
-        feed = {name: _picked(array, index) for name, array in self._inputs.items()}
+        index = torch.randint(len(self._data), (size,), generator=self._generator).numpy()
+        feed = {name: picked(samples, index) for name, samples in self._data.inputs.items()}
         for name, value in feed.items() if dropping else ():
             passes = dropping.mask(value) if value.is_floating_point() else None  # type: ignore[union-attr]
             if passes is not None:
-                feed[name] = torch.lerp(value, _picked(self._float[name], index), passes)
-        return feed, {name: _picked(array, index) for name, array in self._targets.items()}
+                feed[name] = torch.lerp(value, picked(self._data.float_inputs[name], index), passes)
+        return feed, {name: picked(samples, index) for name, samples in self._data.targets.items()}
 
     def error(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
         """Mean weighted squared error, summed over the outputs."""
@@ -232,18 +227,6 @@ class _Source:
             square = (outputs[name].float() - target).square()
             terms.append((square * self._weights[name] if name in self._weights else square).mean())
         return torch.stack(terms).sum()
-
-
-def _stored(array: NDArray[Any]) -> Tensor:
-    """All samples; of feature maps the channels last, as oneDNN's convolutions want them."""
-    whole = torch.from_numpy(np.asarray(array))
-    return whole.permute(0, 2, 3, 1).contiguous() if whole.ndim == 4 else whole
-
-
-def _picked(array: Tensor, index: Tensor) -> Tensor:
-    """The samples at `index` of what `_stored` keeps, with the axes in their order."""
-    part = array.index_select(0, index)
-    return part.permute(0, 3, 1, 2) if part.ndim == 4 else part
 
 
 def _balance(

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from onnxbrecq.data.dataset import Samples
 from onnxbrecq.graph.points import Points
 from onnxbrecq.plan import QuantPlan, TensorQuant
 from onnxbrecq.recon.bridge import TorchBlock
@@ -17,7 +20,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class BlockData:
-    """What a block is reconstructed from: arrays [samples, ...] by tensor name.
+    """What a block is reconstructed from: [samples, ...] by tensor name.
 
     Attributes:
         inputs: the block's inputs as the quantized network delivers them.
@@ -26,9 +29,9 @@ class BlockData:
         weights: per output, the weight of each element's squared error [1, ...]; absent: 1.
     """
 
-    inputs: Arrays
-    float_inputs: Arrays
-    targets: Arrays
+    inputs: Mapping[str, Samples]
+    float_inputs: Mapping[str, Samples]
+    targets: Mapping[str, Samples]
     weights: Arrays
 
     def __len__(self) -> int:
@@ -64,3 +67,9 @@ class Decisions:
 
     tensors: Mapping[str, TensorQuant]
     biases: Mapping[str, NDArray[np.float32]]
+
+
+def picked(samples: Samples, index: NDArray[np.intp]) -> Tensor:
+    """The samples at `index`; of feature maps the channels last, as oneDNN wants them."""
+    part = torch.from_numpy(samples[index])
+    return part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part

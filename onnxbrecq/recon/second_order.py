@@ -31,11 +31,11 @@ from onnxbrecq import affine
 from onnxbrecq.graph.points import Layer
 from onnxbrecq.plan import TensorQuant
 from onnxbrecq.recon.moments import Batch, Moments, Samples, Site, gather, split
-from onnxbrecq.recon.problem import BlockData, Decisions, Problem
+from onnxbrecq.recon.problem import BlockData, Decisions, Problem, picked
 from onnxbrecq.recon.quantizers import LearnedStep
 
 _SAMPLES = 512  # of which H is made
-_BATCH = 32
+_BATCH = 8  # as fast as more, in less memory
 _DAMPING = 0.05  # of the mean of H's diagonal, added to it
 # Where x does not vary, H holds nothing but rounding errors; that much is added too:
 _PRECISION, _TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
@@ -153,7 +153,7 @@ class _Rounding:
         for start in range(0, total, size):
             index = places[start : start + size]
             feed, real = (
-                {name: torch.from_numpy(array[index]) for name, array in arrays.items()}
+                {name: picked(samples, index) for name, samples in arrays.items()}
                 for arrays in (self._data.inputs, self._data.float_inputs)
             )
             needed = [data] if site.other is None else [data, site.other]

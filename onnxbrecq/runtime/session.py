@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from onnxbrecq.data.dataset import Dataset, Feed
 from onnxbrecq.errors import DataError, ModelError
 from onnxbrecq.graph.write import contents, is_large
 from onnxbrecq.progress import Progress, silent
+from onnxbrecq.runtime.cache import Storage, Stored
 
 Outputs = dict[str, NDArray[np.generic]]
 
@@ -108,32 +109,37 @@ def run_batches(
     session: Session,
     data: Dataset,
     batch_size: int,
+    storage: Storage,
     *,
     progress: Progress = silent,
     stage: str = "run",
-) -> Outputs:
-    """Every graph output by name for all samples, concatenated along axis 0.
+) -> dict[str, Stored]:
+    """Every graph output by name for all samples, along axis 0.
 
     Args:
         session: the model.
         data: samples along axis 0.
         batch_size: samples a run; 1 where the model's batch dimension is fixed to 1.
+        storage: where they are kept.
         progress: told of each batch.
         stage: the name it is told.
 
     Raises:
         DataError: there are no samples.
-        ModelError: a run fails, or an output cannot be concatenated.
+        ModelError: a run fails, or an output has another size in another batch.
+        OutputError: the storage is full.
     """
     _check_samples(data)
-    batches: dict[str, list[NDArray[np.generic]]] = {name: [] for name in session.outputs}
+    kept: dict[str, Stored] = {}
     done = 0
     for feed in data.batches(batch_size):
         for name, value in session.run(feed).items():
-            batches[name].append(value)
+            if name not in kept:
+                kept[name] = storage.new(len(data), value.shape[1:], value.dtype)
+            _append(storage, name, kept[name], value)
         done = min(done + batch_size, len(data))
         progress(stage, done, len(data))
-    return {name: _concatenated(name, parts) for name, parts in batches.items()}
+    return kept
 
 
 def paired_runs(
@@ -238,11 +244,11 @@ def _check_samples(data: Dataset) -> None:
         raise DataError(f"{data.origin or 'the data'} holds no samples; give at least one")
 
 
-def _concatenated(name: str, parts: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+def _append(storage: Storage, name: str, kept: Stored, value: NDArray[np.generic]) -> None:
     try:
-        return np.concatenate(parts)
+        storage.append(kept, value)
     except ValueError as error:
         raise ModelError(
-            f"output {name!r} has the shapes {sorted({p.shape for p in parts})} in different "
-            "batches: samples must lie along axis 0 and outputs have one size"
+            f"output {name!r} has the shape {value.shape} in one batch and {kept.shape} in those "
+            "before: samples must lie along axis 0 and outputs have one size"
         ) from error

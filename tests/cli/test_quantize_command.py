@@ -124,3 +124,19 @@ def test_validate_measures_what_quantize_wrote(model: Path, recipe: Path, run: R
     assert two["accuracy"] == one["accuracy"]
     assert two["fidelity"] == one["fidelity"]
     assert two["output"]["sha256"] == one["output"]["sha256"]
+
+
+def test_what_it_will_take_is_said_first(model: Path, recipe: Path, run: Run) -> None:
+    done = run("quantize", model, "--recipe", recipe, "--max-memory", "1KB")
+    said = [line for line in done.err.splitlines() if line.startswith("forecast")]
+    assert done.status == 0
+    assert len(said) == 1
+    assert "on disk" in said[0]
+    assert done.err.index("forecast") < done.err.index("reconstruct")
+    assert not list(model.parent.glob("*.work"))
+
+
+def test_a_size_that_is_none(model: Path, run: Run) -> None:
+    done = run("quantize", model, "--max-memory", "4 gigs")
+    assert done.status == 2
+    assert "'4 gigs': want a size such as 4GiB" in done.error
