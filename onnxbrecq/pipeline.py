@@ -20,6 +20,7 @@ from onnxbrecq.emit.targets import ORT_CPU, ORT_CPU_AVX2, Target, target_by_name
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
+from onnxbrecq.graph.fork import fork
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
 from onnxbrecq.graph.points import find_points
@@ -99,6 +100,8 @@ def quantize(
         for place in places(destination, float_model.source_bytes):
             claim(place, force=force, sources=float_model.files)
         samples = _samples(data, float_model, recipe)
+        if recipe.activations is not None and recipe.activations < 8:
+            float_model = fork(float_model)
     target, notes = _target(recipe)
     points, blocks = find_points(float_model), partition(float_model)
     with clock.stage("forecast"):
