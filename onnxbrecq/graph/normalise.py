@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import inliner, numpy_helper
 
+from onnxbrecq.graph.conditions import edit_conditions
 from onnxbrecq.graph.folding import edit_constants
 from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
 from onnxbrecq.graph.passes.arithmetic import edit_constant_pairs, edit_neutral
@@ -55,6 +56,7 @@ def normalise(copy: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple
         if not changed:
             break
     edit_missing_biases(copy.graph)
+    edit_conditions(copy.graph)
     edit_order(copy.graph)
     infer_shapes(copy, where)
     edit_names(copy.graph)
