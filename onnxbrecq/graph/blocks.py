@@ -137,7 +137,7 @@ def _too_long(chain: Segment, model: Model) -> bool:
 
 
 def _weight_count(segment: Segment, model: Model) -> int:
-    return sum(model.initializers[n.input[1]].size for n in segment if _is_layer(n, model))
+    return sum(model.elements(n.input[1]) for n in segment if _is_layer(n, model))
 
 
 def _activated(node: onnx.NodeProto, model: Model) -> bool:
