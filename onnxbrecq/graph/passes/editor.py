@@ -97,6 +97,12 @@ class Editor:
         dims = value.type.tensor_type.shape.dim
         return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
 
+    def dtype(self, name: str) -> np.dtype[np.generic] | None:
+        """The type of a tensor's elements; None if it is not known."""
+        value = self._values.get(name)
+        kind = 0 if value is None else value.type.tensor_type.elem_type
+        return onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else None
+
     def add_constant(self, wish: str, array: NDArray[np.generic]) -> str:
         """Adds a constant; returns its name, `wish` if that is free."""
         name, count = wish, 0
