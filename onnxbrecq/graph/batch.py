@@ -40,7 +40,7 @@ def edit_batch(proto: onnx.ModelProto) -> bool:
             return False
         fixed = fixed or shape.dim[0].HasField("dim_value")
         symbols.add(shape.dim[0].dim_param)
-        shape.dim[0].dim_param = BATCH
+        _name_batch(shape)
     known: list[onnx.ValueInfoProto] = []
     if fixed:
         _free_reshapes(freed)
@@ -67,6 +67,14 @@ def edit_batch(proto: onnx.ModelProto) -> bool:
         return False
     edit_from_skeleton(proto, freed)
     return True
+
+
+def _name_batch(shape: onnx.TensorShapeProto) -> None:
+    """Edits the shape: its first dimension is the batch, and no other has that name."""
+    for dim in shape.dim:
+        if dim.dim_param == BATCH:
+            dim.dim_param = f"{BATCH}~"
+    shape.dim[0].dim_param = BATCH
 
 
 def _carried_through(proto: onnx.ModelProto, freed: onnx.ModelProto) -> bool:

@@ -2,26 +2,34 @@
 
 A *cut* lies between two consecutive nodes (in topological order) where a single activation
 crosses: every path from input to output passes through that tensor, so residual branches always
-fall inside one segment. Segments are then joined:
+fall inside one segment. What a network computes under (masks, positions) does not cross: every
+block that needs it has it from the graph's inputs (`onnxbrecq.graph.conditions`). Segments are then
+joined:
 
 - what holds no layer (activation functions, pooling, reshapes) belongs to the segment before it;
-- segments without branches are grouped up to `CHAIN_LAYERS` layers and `CHAIN_WEIGHTS` weights, and
-  a group closes behind a linear bottleneck: a layer that no activation function follows;
+- segments without branches are grouped up to `CHAIN_LAYERS` layers, and a group closes behind a
+  linear bottleneck: a layer that no activation function follows;
 - a segment with branches is a block of its own; one with more than `REGION_LAYERS` layers is
   split where the fewest tensors cross, into units with several inputs and outputs.
+
+No block has more than `BLOCK_WEIGHTS` weights, unless a single layer has, or nothing separates its
+layers: a tensor between blocks is cached sample by sample, so only float tensors that hold one
+sample after another can be cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
+from onnxbrecq.graph.batch import BATCH
+from onnxbrecq.graph.conditions import conditions
 from onnxbrecq.graph.model import Model, node_inputs
 from onnxbrecq.graph.points import LAYERS
 
 CHAIN_LAYERS = 3
-CHAIN_WEIGHTS = 1 << 24  # elements; a larger layer is a block of its own
 REGION_LAYERS = 12
+BLOCK_WEIGHTS = 1 << 24  # elements; a larger layer is a block of its own
 
 _ACTIVATIONS = frozenset(
     {"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Gelu", "Tanh",
@@ -55,34 +63,45 @@ def partition(model: Model) -> tuple[Block, ...]:
     """The blocks of `model`, in execution order."""
     crossing = _crossing(model)
     segments: list[Segment] = [[]]
-    for node, tensors in zip(model.nodes, crossing, strict=True):
+    for node in model.nodes:
+        tensors = crossing[node.name]
         segments[-1].append(node)
         if len(tensors) <= 1 and all(_per_sample(model, name) for name in tensors):
             segments.append([])
     groups = _group([segment for segment in segments if segment], model)
-    groups = [part for group in groups for part in _split(group, model)]
+    groups = [part for group in groups for part in _split(group, model, crossing)]
     return tuple(_block(group, model) for group in groups)
 
 
-def _crossing(model: Model) -> list[set[str]]:
-    """For each node, the activations that are alive behind it."""
-    last = {name: i for i, node in enumerate(model.nodes) for name in node_inputs(node)}
-    last.update({name: len(model.nodes) for name in model.outputs})
-    alive = {name for name in model.inputs if name in last}
-    crossing = []
+def _crossing(model: Model) -> dict[str, set[str]]:
+    """For each node, the activations behind it that a later node reads.
+
+    Every block can have the graph's inputs: they cross only as far as the data that layers read.
+    """
+    given = conditions(model.nodes, model.inputs, model.initializers)
+    last = {}
+    for i, node in enumerate(model.nodes):
+        conditional = not given.isdisjoint(node.output)
+        reads = (n for n in node_inputs(node) if not (conditional and n in model.inputs))
+        last.update(dict.fromkeys(reads, i))
+    alive = {name for name in model.inputs if name in last and name not in given}
+    crossing = {}
     for i, node in enumerate(model.nodes):
         alive |= {name for name in node.output if name in last}
         alive = {name for name in alive if last[name] > i}
-        crossing.append(set(alive))
+        crossing[node.name] = set(alive)
     return crossing
 
 
 def _per_sample(model: Model, tensor: str) -> bool:
     """Whether axis 0 counts samples, so that the tensor can be cached batch by batch."""
-    shape = model.shapes.get(tensor)
-    if not shape or model.dtypes.get(tensor) != onnx.TensorProto.FLOAT:
+    value = model.value_infos.get(tensor)
+    if value is None or model.dtypes.get(tensor) != onnx.TensorProto.FLOAT:
         return False
-    return shape[0] is None if model.batched else shape[0] == 1
+    dims = value.type.tensor_type.shape.dim
+    if not model.batched:
+        return bool(dims) and dims[0].dim_value == 1
+    return bool(dims) and dims[0].dim_param == BATCH
 
 
 def _is_layer(node: onnx.NodeProto, model: Model) -> bool:
@@ -114,8 +133,11 @@ def _group(segments: list[Segment], model: Model) -> list[Segment]:
 
 
 def _too_long(chain: Segment, model: Model) -> bool:
-    weights = (model.initializers[n.input[1]].size for n in chain if _is_layer(n, model))
-    return _layer_count(chain, model) > CHAIN_LAYERS or sum(weights) > CHAIN_WEIGHTS
+    return _layer_count(chain, model) > CHAIN_LAYERS or _weight_count(chain, model) > BLOCK_WEIGHTS
+
+
+def _weight_count(segment: Segment, model: Model) -> int:
+    return sum(model.elements(n.input[1]) for n in segment if _is_layer(n, model))
 
 
 def _activated(node: onnx.NodeProto, model: Model) -> bool:
@@ -123,30 +145,35 @@ def _activated(node: onnx.NodeProto, model: Model) -> bool:
     return any(reader.op_type in _ACTIVATIONS for reader in readers)
 
 
-def _split(group: Segment, model: Model) -> list[Segment]:
-    """`group` in parts of at most `REGION_LAYERS` layers, cut where few tensors cross.
+def _split(group: Segment, model: Model, crossing: Mapping[str, set[str]]) -> list[Segment]:
+    """`group` in parts of bounded size, cut where few tensors cross.
 
     Of all places to cut, the one where the normalised cut is smallest (Shi and Malik, 2000):
-    crossing tensors times (1 / layers before + 1 / layers behind).
+    crossing tensors times (1 / size before + 1 / size behind).
     """
-    total = _layer_count(group, model)
-    if total <= REGION_LAYERS:
+    sizes = [_size([node], model) for node in group]
+    layers = sum(size > 0 for size in sizes)
+    if layers <= 1 or _size(group, model) <= 1:
         return [group]
     names = {name for node in group for name in node.output}
-    behind = zip(model.nodes, _crossing(model), strict=True)
-    crossing = {node.name: tensors for node, tensors in behind}
     best: tuple[float, int] | None = None
-    seen = 0
+    seen, before, total = 0, 0.0, sum(sizes)
     for i, node in enumerate(group[:-1]):
-        seen += _is_layer(node, model)
+        seen, before = seen + (sizes[i] > 0), before + sizes[i]
         alive = crossing[node.name]
-        if 0 < seen < total and all(_per_sample(model, n) for n in alive & names):
-            cost = (len(alive) * (1 / seen + 1 / (total - seen)), i)
+        if 0 < seen < layers and all(_per_sample(model, n) for n in alive & names):
+            cost = (len(alive) * (1 / before + 1 / (total - before)), i)
             best = cost if best is None or cost < best else best
     if best is None:
         return [group]
     first, second = group[: best[1] + 1], group[best[1] + 1 :]
-    return [*_split(first, model), *_split(second, model)]
+    return [*_split(first, model, crossing), *_split(second, model, crossing)]
+
+
+def _size(segment: Segment, model: Model) -> float:
+    """Layers and weights as a share of what a block may have, the greater of the two."""
+    layers = _layer_count(segment, model) / REGION_LAYERS
+    return max(layers, _weight_count(segment, model) / BLOCK_WEIGHTS)
 
 
 def _block(group: Sequence[onnx.NodeProto], model: Model) -> Block:

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.constants import Constants
 from onnxbrecq.graph.model import STANDARD_DOMAINS, graphs, node_inputs, tensors
 from onnxbrecq.graph.skeleton import skeleton
 
@@ -21,7 +22,7 @@ _QUANTIZED = frozenset(
 )  # fmt: skip
 
 
-def check(proto: onnx.ModelProto, where: str) -> int:
+def check(proto: onnx.ModelProto, constants: Constants, where: str) -> int:
     """The default domain's opset, after refusing what is not a valid float model.
 
     Edits what runtimes forgive: nodes get into topological order, and a dimension of -1 becomes
@@ -48,7 +49,8 @@ def check(proto: onnx.ModelProto, where: str) -> int:
         for node in graph.node:
             if node.domain in STANDARD_DOMAINS and node.op_type not in known:
                 _check_operator(node, int(opset), where)
-    for tensor in tensors(proto.graph):
+    small = (tensor for tensor in tensors(proto.graph) if tensor.name not in constants)
+    for tensor in (*small, *constants.values()):
         _check_tensor(tensor, where)
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         _edit_dimensions(value, where)

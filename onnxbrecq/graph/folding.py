@@ -6,6 +6,8 @@ dimension: the batch is copied from the input, any other is what is left. The li
 """
 
 import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -13,7 +15,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute
+from onnxbrecq.graph.constants import Constants, add, with_values
+from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
 
 _LARGEST = 1 << 22  # elements of a folded tensor; larger ones stay computed
 _GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Pad", "OneHot",
@@ -24,44 +27,64 @@ _NEVER = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "Random
 Shape = list[int | str | None]
 
 
-def edit_constants(proto: onnx.ModelProto) -> bool:
-    """Edits `proto`: folds all that can be; says whether anything was."""
+def edit_constants(proto: onnx.ModelProto, large: Constants) -> bool:
+    """Edits `proto` and its large constants: folds all that can be; says whether anything was."""
     graph = proto.graph
-    constants = _Constants({t.name: t for t in graph.initializer})
+    constants = _Known(graph, large)
     shapes = _shapes(graph)
     outputs = {value.name for value in graph.output}
     producer = {name: node for node in graph.node for name in node.output}
-    changed = False
-    for node in list(graph.node):
+    changed, folded = False, list[int]()
+    for i, node in enumerate(graph.node):
         if node.domain not in STANDARD_DOMAINS or any(name in outputs for name in node.output):
             continue
         values = _value(node, constants, shapes, producer, proto)
         if values is None:
-            changed |= _edit_reshape(graph, node, constants, shapes, producer)
-            changed |= _edit_expand(graph, node, constants, shapes)
+            changed |= _edit_reshape(node, constants, shapes, producer)
+            changed |= _edit_expand(node, constants, shapes)
             continue
         for name, value in zip(node.output, values, strict=False):
             if name:
-                constants[name] = value
-                graph.initializer.append(numpy_helper.from_array(np.array(value, order="C"), name))
-        graph.node.remove(node)
-        changed = True
-    return changed
+                constants.add(name, value)
+        constants.read_no_more(node)
+        folded.append(i)
+    for i in reversed(folded):
+        del graph.node[i]
+    return changed or bool(folded)
 
 
-class _Constants(dict[str, NDArray[np.generic]]):
-    """Constants by name, read from their tensors when they are first asked for."""
+class _Known(Mapping[str, NDArray[np.generic]]):
+    """Constants by name, read from their tensors when they are asked for; edits the graph's."""
 
-    def __init__(self, tensors: dict[str, onnx.TensorProto]) -> None:
-        super().__init__()
-        self._tensors = tensors
+    def __init__(self, graph: onnx.GraphProto, large: Constants) -> None:
+        self._graph, self._large = graph, large
+        self._tensors = with_values(graph, large)
+        self._readers = Counter(name for node in graph.node for name in node_inputs(node))
+        self._readers.update(value.name for value in graph.output)
 
-    def __missing__(self, name: str) -> NDArray[np.generic]:
-        self[name] = numpy_helper.to_array(self._tensors[name])
-        return self[name]
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        return numpy_helper.to_array(self._tensors[name])
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or name in self._tensors
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def add(self, name: str, value: NDArray[np.generic]) -> None:
+        """One more constant, of the graph too."""
+        self._tensors[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        add(self._graph, self._large, self._tensors[name])
+
+    def read_no_more(self, node: onnx.NodeProto) -> None:
+        """The node goes, and so do the values of large constants that it alone read."""
+        self._readers.subtract(node_inputs(node))
+        for name in set(node_inputs(node)) & self._large.keys():
+            if not self._readers[name]:
+                del self._large[name], self._tensors[name]
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
@@ -77,7 +100,7 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
 
 def _value(
     node: onnx.NodeProto,
-    constants: dict[str, NDArray[np.generic]],
+    constants: Mapping[str, NDArray[np.generic]],
     shapes: dict[str, Shape],
     producer: dict[str, onnx.NodeProto],
     proto: onnx.ModelProto,
@@ -100,7 +123,7 @@ def _value(
 
 
 def _size(
-    node: onnx.NodeProto, constants: dict[str, NDArray[np.generic]], shapes: dict[str, Shape]
+    node: onnx.NodeProto, constants: Mapping[str, NDArray[np.generic]], shapes: dict[str, Shape]
 ) -> float:
     """Elements of the node's output; infinite if unknown."""
     if node.op_type == "ConstantOfShape":
@@ -151,7 +174,7 @@ def _known_shape(
 
 def _known_dimension(
     node: onnx.NodeProto,
-    constants: dict[str, NDArray[np.generic]],
+    constants: Mapping[str, NDArray[np.generic]],
     shapes: dict[str, Shape],
     producer: dict[str, onnx.NodeProto],
 ) -> list[NDArray[np.generic]] | None:
@@ -170,9 +193,8 @@ def _known_dimension(
 
 
 def _edit_reshape(
-    graph: onnx.GraphProto,
     node: onnx.NodeProto,
-    constants: dict[str, NDArray[np.generic]],
+    constants: _Known,
     shapes: dict[str, Shape],
     producer: dict[str, onnx.NodeProto],
 ) -> bool:
@@ -192,14 +214,13 @@ def _edit_reshape(
         return False
     first, source = elements[0], (before or [None])[0]
     rest = 0 if unknown == [0] and isinstance(first, str) and first == source else -1
-    _set_shape(graph, node, constants, [d if isinstance(d, int) else rest for d in elements])
+    _set_shape(node, constants, [d if isinstance(d, int) else rest for d in elements])
     return True
 
 
 def _edit_expand(
-    graph: onnx.GraphProto,
     node: onnx.NodeProto,
-    constants: dict[str, NDArray[np.generic]],
+    constants: _Known,
     shapes: dict[str, Shape],
 ) -> bool:
     """Edits an Expand whose unknown dimensions are the input's own: they become 1, which keeps."""
@@ -211,26 +232,20 @@ def _edit_expand(
     own = [isinstance(b, str) and b == a for a, b in zip(after, before, strict=True)]
     if not all(isinstance(a, int) or kept for a, kept in zip(after, own, strict=True)):
         return False
-    _set_shape(graph, node, constants, [1 if not isinstance(d, int) else d for d in after])
+    _set_shape(node, constants, [1 if not isinstance(d, int) else d for d in after])
     return True
 
 
-def _set_shape(
-    graph: onnx.GraphProto,
-    node: onnx.NodeProto,
-    constants: dict[str, NDArray[np.generic]],
-    dims: list[int],
-) -> None:
+def _set_shape(node: onnx.NodeProto, constants: _Known, dims: list[int]) -> None:
     """Edits a node whose second input is a shape: it becomes a constant."""
     name = f"{node.output[0]}~shape"
-    constants[name] = np.asarray(dims, np.int64)
-    graph.initializer.append(numpy_helper.from_array(np.asarray(dims, np.int64), name))
+    constants.add(name, np.asarray(dims, np.int64))
     node.input[1] = name
 
 
 def _elements(
     name: str,
-    constants: dict[str, NDArray[np.generic]],
+    constants: Mapping[str, NDArray[np.generic]],
     shapes: dict[str, Shape],
     producer: dict[str, onnx.NodeProto],
 ) -> Shape | None:

@@ -43,7 +43,7 @@ def weight_layers(model: Model) -> tuple[WeightLayer, ...]:
     """The weight layers of the main graph, in topological order."""
     return tuple(
         WeightLayer(
-            node.name, node.op_type, weight, _macs(model, node, weight), _elements(model, weight)
+            node.name, node.op_type, weight, _macs(model, node, weight), model.elements(weight)
         )
         for node in model.nodes
         if (weight := _weight(model, node)) is not None
@@ -83,7 +83,3 @@ def _per_sample(model: Model, tensor: str) -> int:
     batch = next((model.shapes[name][0] for name in model.inputs if model.shapes.get(name)), None)
     rest = shape[1:] if shape and shape[0] == batch else shape
     return prod(1 if size is None else size for size in rest)
-
-
-def _elements(model: Model, weight: str) -> int:
-    return int(model.initializers[weight].size)

@@ -5,6 +5,7 @@ external data stays inside the model's folder. What follows is `onnxbrecq.graph.
 """
 
 import hashlib
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from onnx import TensorProto, external_data_helper
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.batch import edit_batch
 from onnxbrecq.graph.check import check
+from onnxbrecq.graph.constants import Constants, edit_together
 from onnxbrecq.graph.model import Model, tensors
 from onnxbrecq.graph.normalise import normalise
 from onnxbrecq.graph.precision import half_type
+from onnxbrecq.graph.wire import read_apart
 
 
 def load(path: Path) -> Model:
@@ -28,9 +31,9 @@ def load(path: Path) -> Model:
     Raises:
         ModelError: it is no readable, valid, float ONNX model; says what to do.
     """
-    proto, files = read(path)
+    proto, constants, files = _read_apart(path)
     size, digest = fingerprint(files)
-    return _canonical(proto, files, digest, size)
+    return _canonical(proto, constants, files, digest, size)
 
 
 def from_proto(proto: onnx.ModelProto) -> Model:
@@ -39,22 +42,23 @@ def from_proto(proto: onnx.ModelProto) -> Model:
     Raises:
         ModelError: as for `load`.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    return _canonical(copy, (), "", 0)
+    return _canonical(*read_apart(io.BytesIO(proto.SerializeToString())), (), "", 0)
 
 
-def _canonical(proto: onnx.ModelProto, files: Sequence[Path], sha256: str, size: int) -> Model:
-    """The canonical model of `proto`, which is used up."""
+def _canonical(
+    proto: onnx.ModelProto, constants: Constants, files: Sequence[Path], sha256: str, size: int
+) -> Model:
+    """The canonical model of `proto` and its large `constants`, which are used up."""
     where = str(files[0]) if files else "the model"
-    opset = check(proto, where)
+    opset = check(proto, constants, where)
     stored_type = half_type(proto) or TensorProto.FLOAT
-    canonical, notes = normalise(proto, where)
+    canonical, notes = normalise(proto, constants, where)
     signature = (tuple(canonical.graph.input), tuple(canonical.graph.output))
     signature = tuple(tuple(_copied(v) for v in values) for values in signature)  # type: ignore[assignment]
     batched = edit_batch(canonical)
     if not batched:
         notes = (*notes, "the batch size is fixed: samples are processed one by one")
+    edit_together(canonical.graph, constants)
     return Model(
         canonical,
         signature,
@@ -76,29 +80,35 @@ def read(path: Path) -> tuple[onnx.ModelProto, list[Path]]:
     Raises:
         ModelError: the file is missing, damaged, or refers to data outside its folder.
     """
+    proto, constants, files = _read_apart(path)
+    edit_together(proto.graph, constants)
+    return proto, files
+
+
+def _read_apart(path: Path) -> tuple[onnx.ModelProto, Constants, list[Path]]:
+    """As `read`, the large constants apart."""
     if not path.exists():
         raise ModelError(f"{path}: no such file; give the path of an ONNX model")
     if path.is_dir():
         raise ModelError(f"{path} is a directory; give the path of an ONNX model file")
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            proto, constants = read_apart(file)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    if not content:
-        raise ModelError(f"{path} is empty; export the model again")
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(content)
     except (DecodeError, RuntimeError) as error:
         raise ModelError(
             f"{path} is not an ONNX model, or is cut short; export or copy it again"
         ) from error
+    if not proto.ListFields():
+        raise ModelError(f"{path} is empty; export the model again")
     if not proto.HasField("graph") or not proto.opset_import or not proto.graph.output:
         raise ModelError(f"{path} is not an ONNX model: it has no graph; export the model again")
-    del content  # of the size of the model
-    locations = sorted({_location(t) for t in tensors(proto.graph) if _external(t)})
-    _load_external(proto, path)
-    return proto, [path, *(path.parent / location for location in locations)]
+    external = [t for t in (*tensors(proto.graph), *constants.values()) if _external(t)]
+    locations = sorted({_location(tensor) for tensor in external})
+    for tensor in external:
+        _edit_external(tensor, path)
+    return proto, constants, [path, *(path.parent / location for location in locations)]
 
 
 def fingerprint(files: Sequence[Path]) -> tuple[int, str]:
@@ -112,35 +122,32 @@ def fingerprint(files: Sequence[Path]) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _load_external(proto: onnx.ModelProto, path: Path) -> None:
-    """Edits `proto`: external tensors take in their bytes, from inside the model's folder only."""
+def _edit_external(tensor: TensorProto, path: Path) -> None:
+    """Edits an external tensor: it takes in its bytes, from inside the model's folder only."""
     folder = path.parent.resolve()
-    for tensor in tensors(proto.graph):
-        if not _external(tensor):
-            continue
-        location = _location(tensor)
-        file = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} refers to {location!r}, outside the model's "
-                "folder; keep external data beside the model"
-            )
-        if not file.is_file():
-            raise ModelError(
-                f"{path}: the external data {location!r} of tensor {tensor.name!r} is missing; "
-                "copy it beside the model"
-            )
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        offset = int(entries.get("offset", 0))
-        needed = math.prod(tensor.dims) * _item_bits(tensor) // 8
-        if int(entries.get("length", needed)) != needed or offset + needed > file.stat().st_size:
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} needs {needed} bytes at {offset} of {location!r}, "
-                "which does not hold them; copy the file again"
-            )
-        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-        tensor.data_location = TensorProto.DEFAULT
-        del tensor.external_data[:]
+    location = _location(tensor)
+    file = (folder / location).resolve()
+    if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} refers to {location!r}, outside the model's "
+            "folder; keep external data beside the model"
+        )
+    if not file.is_file():
+        raise ModelError(
+            f"{path}: the external data {location!r} of tensor {tensor.name!r} is missing; "
+            "copy it beside the model"
+        )
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    offset = int(entries.get("offset", 0))
+    needed = math.prod(tensor.dims) * _item_bits(tensor) // 8
+    if int(entries.get("length", needed)) != needed or offset + needed > file.stat().st_size:
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} needs {needed} bytes at {offset} of {location!r}, "
+            "which does not hold them; copy the file again"
+        )
+    external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
 
 
 def _item_bits(tensor: TensorProto) -> int:

@@ -11,7 +11,9 @@ Invariants that `onnxbrecq.graph.load` establishes and everything later relies o
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
@@ -76,8 +78,8 @@ class Model:
 
     @cached_property
     def initializers(self) -> Mapping[str, NDArray[np.generic]]:
-        """Constant tensors by name."""
-        return {t.name: numpy_helper.to_array(t) for t in self.proto.graph.initializer}
+        """Constant tensors by name, read when they are asked for."""
+        return _Arrays({tensor.name: tensor for tensor in self.proto.graph.initializer})
 
     @cached_property
     def producer(self) -> Mapping[str, onnx.NodeProto]:
@@ -113,8 +115,12 @@ class Model:
             if (dims := value.type.tensor_type.shape) is not None
             and value.type.tensor_type.HasField("shape")
         }
-        found.update({name: array.shape for name, array in self.initializers.items()})
+        found.update({t.name: tuple(t.dims) for t in self.proto.graph.initializer})
         return found
+
+    def elements(self, constant: str) -> int:
+        """How many elements the constant has."""
+        return prod(size or 0 for size in self.shapes[constant])
 
     @cached_property
     def dtypes(self) -> Mapping[str, int]:
@@ -122,6 +128,29 @@ class Model:
         found = {name: value.type.tensor_type.elem_type for name, value in self.value_infos.items()}
         found.update({t.name: t.data_type for t in self.proto.graph.initializer})
         return found
+
+
+class _Arrays(Mapping[str, NDArray[np.generic]]):
+    """Tensors as arrays, each in memory only as long as somebody holds it."""
+
+    def __init__(self, tensors: Mapping[str, onnx.TensorProto]) -> None:
+        self._tensors = tensors
+        self._held = WeakValueDictionary[str, NDArray[np.generic]]()
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        array = self._held.get(name)
+        if array is None:
+            array = self._held[name] = numpy_helper.to_array(self._tensors[name])
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -9,11 +9,13 @@ import numpy as np
 import onnx
 from onnx import inliner, numpy_helper
 
+from onnxbrecq.graph.conditions import edit_conditions
+from onnxbrecq.graph.constants import Constants, add, remove, with_values
 from onnxbrecq.graph.folding import edit_constants
 from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
 from onnxbrecq.graph.passes.arithmetic import edit_constant_pairs, edit_neutral
 from onnxbrecq.graph.passes.editor import Editor
-from onnxbrecq.graph.passes.functions import edit_functions
+from onnxbrecq.graph.passes.functions import edit_functions, edit_swish
 from onnxbrecq.graph.passes.layer_norm import edit_layer_normalization
 from onnxbrecq.graph.passes.order import edit_order
 from onnxbrecq.graph.passes.padding import edit_auto_pads, edit_pads
@@ -23,16 +25,19 @@ from onnxbrecq.graph.skeleton import infer_shapes
 from onnxbrecq.graph.upgrade import edit_opset
 
 _REWRITES = (
-    edit_neutral, edit_functions, edit_layer_normalization, edit_gemms, edit_scales,
+    edit_neutral, edit_swish, edit_functions, edit_layer_normalization, edit_gemms, edit_scales,
     edit_constant_pairs, edit_auto_pads, edit_pads,
 )  # fmt: skip
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 
 
-def normalise(copy: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def normalise(
+    copy: onnx.ModelProto, constants: Constants, where: str
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """The canonical form of `copy` (see `onnxbrecq.graph.model`), and notes for the user.
 
-    `copy` is edited on the way; what it holds afterwards is of no use.
+    `copy` is edited on the way, and of no use afterwards; `constants`, the large ones of either,
+    are edited along.
 
     Raises:
         ModelError: the model cannot be upgraded, or shape inference contradicts it.
@@ -41,29 +46,30 @@ def normalise(copy: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple
         copy = inliner.inline_local_functions(copy)
     edit_weights_as_inputs(copy.graph)
     notes = edit_opset(copy, where)
-    edit_sharing(copy.graph)
+    edit_sharing(copy.graph, constants)
     infer_shapes(copy, where)
     if half_type(copy):
-        edit_precision(copy.graph)
+        edit_precision(copy.graph, constants)
         infer_shapes(copy, where)
     while True:
-        changed = edit_constants(copy)
+        changed = edit_constants(copy, constants)
         changed |= edit_identities(copy.graph)
-        changed |= _rewritten(copy)
-        changed |= edit_dead_code(copy.graph)
+        changed |= _rewritten(copy, constants)
+        changed |= edit_dead_code(copy.graph, constants)
         infer_shapes(copy, where)
         if not changed:
             break
-    edit_missing_biases(copy.graph)
+    edit_missing_biases(copy.graph, constants)
+    edit_conditions(copy.graph)
     edit_order(copy.graph)
     infer_shapes(copy, where)
     edit_names(copy.graph)
     return copy, notes
 
 
-def _rewritten(proto: onnx.ModelProto) -> bool:
+def _rewritten(proto: onnx.ModelProto, constants: Constants) -> bool:
     """Edits `proto` by the passes that replace nodes; says whether any did."""
-    editor = Editor(proto)
+    editor = Editor(proto, constants)
     for edit in _REWRITES:
         edit(editor)
     return editor.write()
@@ -77,9 +83,10 @@ def edit_weights_as_inputs(graph: onnx.GraphProto) -> None:
     graph.input.extend(inputs)
 
 
-def edit_sharing(graph: onnx.GraphProto) -> bool:
+def edit_sharing(graph: onnx.GraphProto, constants: Constants) -> bool:
     """A float constant that several nodes read becomes one copy for each."""
-    floats = {t.name: t for t in graph.initializer if t.data_type in _FLOATS}
+    known = with_values(graph, constants)
+    floats = {name: tensor for name, tensor in known.items() if tensor.data_type in _FLOATS}
     seen: set[str] = set()
     changed = False
     for node in graph.node:
@@ -88,7 +95,7 @@ def edit_sharing(graph: onnx.GraphProto) -> bool:
                 copy = onnx.TensorProto()
                 copy.CopyFrom(floats[name])
                 copy.name = f"{name}~{node.output[0]}~{i}"
-                graph.initializer.append(copy)
+                add(graph, constants, copy)
                 node.input[i] = copy.name
                 changed = True
             seen.add(name)
@@ -132,28 +139,28 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
                     names[i] = new
 
 
-def edit_missing_biases(graph: onnx.GraphProto) -> None:
+def edit_missing_biases(graph: onnx.GraphProto, constants: Constants) -> None:
     """A Conv or Gemm with a constant float32 weight and no bias gets one of zeros.
 
     Quantization then has a place for what rounding the weights shifts on average.
     """
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    known = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type not in ("Conv", "Gemm") or any(node.input[2:]):
             continue
-        weight = constants.get(node.input[1])
+        weight = known.get(node.input[1])
         if weight is None or weight.data_type != onnx.TensorProto.FLOAT:
             continue
         axis = 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
         zeros = np.zeros(weight.dims[axis], np.float32)
         bias = numpy_helper.from_array(zeros, f"{node.output[0]}~bias")
-        graph.initializer.append(bias)
+        add(graph, constants, bias)
         inputs = [*node.input[:2], bias.name]
         del node.input[:]
         node.input.extend(inputs)
 
 
-def edit_dead_code(graph: onnx.GraphProto) -> bool:
+def edit_dead_code(graph: onnx.GraphProto, constants: Constants) -> bool:
     """Nodes and constants that no output depends on go."""
     needed = {value.name for value in graph.output}
     kept = []
@@ -161,15 +168,13 @@ def edit_dead_code(graph: onnx.GraphProto) -> bool:
         if any(name in needed for name in node.output):
             kept.append(node)
             needed.update(node_inputs(node))
-    constants = [tensor for tensor in graph.initializer if tensor.name in needed]
-    changed = len(kept) != len(graph.node) or len(constants) != len(graph.initializer)
+    unread = [tensor for tensor in graph.initializer if tensor.name not in needed]
+    changed = len(kept) != len(graph.node) or bool(unread)
     if changed:
         kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
-        constants = [onnx.TensorProto.FromString(t.SerializeToString()) for t in constants]
         del graph.node[:]
-        del graph.initializer[:]
         graph.node.extend(kept)
-        graph.initializer.extend(constants)
+        remove(graph, constants, [tensor.name for tensor in unread])
     return changed
 
 

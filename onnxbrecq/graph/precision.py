@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from onnxbrecq.graph.constants import Constants
 from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, graphs, tensors
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -28,13 +29,15 @@ def half_type(proto: onnx.ModelProto) -> int | None:
     return max(HALVES, key=found.count) if found else None
 
 
-def edit_precision(graph: onnx.GraphProto) -> None:
+def edit_precision(graph: onnx.GraphProto, constants: Constants) -> None:
     """Everything inside becomes float32; the graph's inputs and outputs keep their types."""
     _edit_casts(graph)
     for tensor in tensors(graph):
-        if tensor.data_type in HALVES:
-            wide = numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+        if tensor.data_type in HALVES and tensor.name in constants:
+            constants[tensor.name] = _widened(constants[tensor.name])
+            tensor.data_type = TensorProto.FLOAT
+        elif tensor.data_type in HALVES:
+            tensor.CopyFrom(_widened(tensor))
     for inner in graphs(graph):
         for node in inner.node:
             for item in node.attribute:
@@ -45,6 +48,10 @@ def edit_precision(graph: onnx.GraphProto) -> None:
                 if value.type.tensor_type.elem_type in HALVES:
                     value.type.tensor_type.elem_type = TensorProto.FLOAT
     _edit_signature(graph)
+
+
+def _widened(tensor: TensorProto) -> TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
 
 def _edit_casts(graph: onnx.GraphProto) -> None:

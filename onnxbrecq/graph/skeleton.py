@@ -5,16 +5,13 @@ bytes back; of a model's gigabytes they need but the graph and the small constan
 In the skeleton each large constant is a graph input of the same name, type and shape.
 """
 
-import math
-
 import onnx
-from onnx import TensorProto
 
 from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.constants import is_large
 from onnxbrecq.graph.symbols import edit_symbols
 
 SCALARS = (int, str)  # the types of protobuf fields of a model or graph that are set, not merged
-_LARGE = 1024  # elements; shapes and axes are far smaller
 
 
 def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -33,7 +30,7 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
         getattr(graph, name).extend(getattr(source, name))
     inputs = {value.name for value in source.input}
     for tensor in source.initializer:
-        if not _large(tensor):
+        if not is_large(tensor):
             graph.initializer.append(tensor)
         elif tensor.name not in inputs:
             value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
@@ -44,10 +41,10 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
 def edit_from_skeleton(proto: onnx.ModelProto, bones: onnx.ModelProto) -> None:
     """Edits `proto`: all but its large constants becomes that of `bones`, once its skeleton."""
     graph, changed = proto.graph, bones.graph
-    names = {tensor.name for tensor in graph.initializer if _large(tensor)}
+    names = {tensor.name for tensor in graph.initializer if is_large(tensor)}
     names -= {value.name for value in graph.input}
     for i in reversed(range(len(graph.initializer))):
-        if not _large(graph.initializer[i]):
+        if not is_large(graph.initializer[i]):
             del graph.initializer[i]
     graph.initializer.extend(changed.initializer)
     for field in ("node", "input", "output", "value_info"):
@@ -103,7 +100,3 @@ def _edit_output(declared: onnx.ValueInfoProto, inferred: onnx.ValueInfoProto, w
 def _shown(value: onnx.ValueInfoProto) -> str:
     dims = value.type.tensor_type.shape.dim
     return str([d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims])
-
-
-def _large(tensor: TensorProto) -> bool:
-    return bool(math.prod(tensor.dims) > _LARGE)

@@ -5,12 +5,16 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from onnxbrecq.graph import blocks as blocks_of_graph
 from onnxbrecq.graph.blocks import REGION_LAYERS, Block, partition
 from onnxbrecq.graph.extract import extract
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.model import Model
+from onnxbrecq.runtime.kernels import executed
 from onnxbrecq.runtime.session import Session
 
 _ROUNDING = 1e-5  # blocks run as models of their own: other fusions, the same float operations
@@ -19,7 +23,7 @@ _ROUNDING = 1e-5  # blocks run as models of their own: other fusions, the same f
 class Net:
     """Builds a network of random weights, node by node."""
 
-    def __init__(self, *shape: int) -> None:
+    def __init__(self, *shape: int | str | None) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.shape = shape
@@ -58,10 +62,12 @@ class Net:
     def reshape(self, x: str, *shape: int) -> str:
         return self.op("Reshape", x, self.fixed(np.asarray(shape, np.int64)))
 
-    def model(self, output: str) -> Model:
-        takes = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", *self.shape])
-        gives = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
-        graph = helper.make_graph(self.nodes, "net", [takes], [gives], self.constants)
+    def model(self, *outputs: str, mask: tuple[object, ...] | None = None) -> Model:
+        takes = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["B", *self.shape])]
+        if mask is not None:
+            takes.append(helper.make_tensor_value_info("mask", onnx.TensorProto.INT64, mask))
+        gives = [helper.make_tensor_value_info(y, onnx.TensorProto.FLOAT, None) for y in outputs]
+        graph = helper.make_graph(self.nodes, "net", takes, gives, self.constants)
         return from_proto(
             helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
         )
@@ -156,13 +162,17 @@ def _checked(model: Model) -> tuple[Block, ...]:
     assert blocks == partition(model)
     assert [name for block in blocks for name in block.nodes] == [n.name for n in model.nodes]
     assert all(len(block.weights) <= REGION_LAYERS for block in blocks)
-    size = [8 if d is None else d for d in model.shapes[model.inputs[0]]]
-    x = np.random.default_rng(1).normal(size=size).astype(np.float32)
-    values = {model.inputs[0]: x}
+    limit = blocks_of_graph.BLOCK_WEIGHTS
+    assert all(len(b.weights) == 1 or _weights(model, b) <= limit for b in blocks)
+    random = np.random.default_rng(1)
+    sizes = {n: [8 if d is None else d for d in model.shapes[n]] for n in model.inputs}
+    values = {n: random.integers(0, 2, size=size) for n, size in sizes.items()}
+    values["x"] = random.normal(size=sizes["x"]).astype(np.float32)
+    inputs = dict(values)
     for block in blocks:
         feed = {name: values[name] for name in block.inputs}
         values |= Session(extract(model, block).proto, threads=1).run(feed)
-    for name, expected in Session(model.proto, threads=1).run({model.inputs[0]: x}).items():
+    for name, expected in Session(model.proto, threads=1).run(inputs).items():
         scale = float(np.abs(expected).max())
         np.testing.assert_allclose(values[name], expected, atol=_ROUNDING * scale, rtol=0)
     return blocks
@@ -203,7 +213,7 @@ def test_a_plain_chain_is_grouped_by_layers_and_by_weights(monkeypatch: pytest.M
         x = net.relu(x, 8, 8, 3)
     model = net.model(x)
     assert [len(block.weights) for block in _checked(model)] == [3, 3, 1]
-    monkeypatch.setattr("onnxbrecq.graph.blocks.CHAIN_WEIGHTS", 1000)  # 576 each
+    monkeypatch.setattr("onnxbrecq.graph.blocks.BLOCK_WEIGHTS", 1000)  # 576 each
     assert [len(block.weights) for block in _checked(model)] == [1] * 7
 
 
@@ -239,3 +249,110 @@ def test_a_batch_size_read_first_and_used_everywhere_does_not_join_the_blocks() 
     blocks = _checked(net.model(x))
     assert [len(block.weights) for block in blocks] == [2, 2, 2]
     assert [len(block.inputs) for block in blocks] == [1, 1, 1]
+
+
+def _masked_attention(net: Net, x: str, scores: str, mask: str) -> str:
+    """Over tokens of width 8, what `mask` holds is left out, as `scores` (an operator) does it."""
+    q, k, v = (net.linear(x, 8, 8) for _ in range(3))
+    y = net.op("MatMul", q, net.op("Transpose", k, perm=[0, 2, 1]))
+    if scores == "Where":
+        y = net.op("Where", mask, net.fixed(np.asarray(-1e4, np.float32)), y)
+    else:
+        y = net.op("Add", y, mask)
+    y = net.linear(net.op("MatMul", net.op("Softmax", y, axis=-1), v), 8, 8)
+    return net.normal(net.op("Add", x, y), 8)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_a_mask_that_all_layers_read_does_not_join_the_blocks(kind: str) -> None:
+    net, x = Net(16, 8), "x"
+    ahead = net.op("Unsqueeze", "mask", net.fixed(np.asarray([1])))
+    if kind == "bool":
+        mask = net.op("Not", net.op("Cast", ahead, to=onnx.TensorProto.BOOL))
+    else:
+        off = net.op("Cast", ahead, to=onnx.TensorProto.FLOAT)
+        mask = net.op("Mul", off, net.fixed(np.asarray(-1e4, np.float32)))
+    x = net.linear(x, 8, 8)
+    for _ in range(3):
+        x = _masked_attention(net, x, "Where" if kind == "bool" else "Add", mask)
+    model = net.model(x, mask=("B", 16))
+    blocks = _checked(model)
+    assert [len(block.weights) for block in blocks] == [1, 4, 4, 4]
+    assert [set(block.inputs[1:]) for block in blocks[1:]] == [{"mask"}] * 3
+    assert [node.op_type for node in model.nodes].count("Cast") == 3
+    assert [node.op for node in executed(model.proto)].count("Cast") == 1  # of the whole model
+
+
+@pytest.mark.parametrize("leading", [(0,), ()], ids=["1-S-D", "S-D"])
+def test_angles_of_positions_do_not_join_the_blocks(leading: tuple[int, ...]) -> None:
+    """Rotary embeddings: sines of the number of tokens, which is known only when the model runs."""
+    net = Net(None, 8)
+    count = net.op("Gather", net.op("Shape", "x"), net.fixed(np.asarray(1)))
+    zero, one = net.fixed(np.asarray(0)), net.fixed(np.asarray(1))
+    places = net.op("Cast", net.op("Range", zero, count, one), to=onnx.TensorProto.FLOAT)
+    places = net.op("Unsqueeze", places, net.fixed(np.asarray([*leading, len(leading) + 1])))
+    angles = net.op("Mul", places, net.constant(8))
+    sine, cosine = net.op("Sin", angles), net.op("Cos", angles)
+    x = net.linear("x", 8, 8)
+    for _ in range(3):
+        turned = net.op("Add", net.op("Mul", x, cosine), net.op("Mul", x, sine))
+        x = net.op("Add", x, net.linear(net.op("Relu", net.linear(turned, 8, 16)), 16, 8))
+    assert [len(block.weights) for block in _checked(net.model(x))] == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("tokens", [None, "N"], ids=["nameless", "N"])
+def test_tokens_before_samples_are_no_border_between_blocks(tokens: str | None) -> None:
+    """Caching them sample by sample would take tokens for samples, whatever they are called."""
+    net = Net(tokens, 8)
+    x = net.op("Transpose", net.linear("x", 8, 8), perm=[1, 0, 2])
+    for _ in range(5):
+        x = net.op("Relu", net.linear(x, 8, 8))
+    blocks = _checked(net.model(net.op("Transpose", x, perm=[1, 0, 2])))
+    assert [len(block.weights) for block in blocks] == [1, 5]
+
+
+def test_an_output_from_the_middle_does_not_join_the_blocks() -> None:
+    net, x, outputs = Net(8, 6, 6), "x", []
+    for _ in range(3):
+        x = _residual(net, x)
+        outputs.append(net.op("GlobalAveragePool", x))
+    assert [len(block.weights) for block in _checked(net.model(*outputs))] == [2, 2, 2]
+
+
+def test_a_large_region_with_branches_is_split_by_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Six layers of 576 weights between a tensor and its sum with what they make of it."""
+    net, x = Net(8, 6, 6), "x"
+    for _ in range(6):
+        x = net.relu(x, 8, 8, 3)
+    model = net.model(net.op("Add", "x", x))
+    assert [len(block.weights) for block in _checked(model)] == [6]
+    monkeypatch.setattr("onnxbrecq.graph.blocks.BLOCK_WEIGHTS", 1200)
+    assert [len(block.weights) for block in _checked(model)] == [1, 2, 1, 2]
+    monkeypatch.setattr("onnxbrecq.graph.blocks.BLOCK_WEIGHTS", 500)
+    assert [len(block.weights) for block in _checked(model)] == [1] * 6
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_network_falls_into_blocks_of_bounded_size(data: st.DataObject) -> None:
+    """Convolutions and sums of anything made before, in any order, with any of it as outputs."""
+    net, made = Net(4, 5, 5), ["x"]
+    for _ in range(data.draw(st.integers(2, 30))):
+        a, b = (data.draw(st.sampled_from(made[-6:])) for _ in range(2))
+        kind = data.draw(st.sampled_from(("Conv", "Conv", "Add", "Relu", "Scale")))
+        if kind == "Conv":
+            made.append(net.conv(a, 4, 4, 3))
+        elif kind == "Scale":
+            made.append(net.op("Mul", a, net.op("GlobalAveragePool", b)))
+        else:
+            made.append(net.op(kind, *((a, b) if kind == "Add" else (a,))))
+    wanted = data.draw(st.sets(st.sampled_from(made[1:]), max_size=2))
+    model = net.model(*sorted({*wanted, made[-1]}))
+    _checked(model)
+    assert partition(from_proto(model.proto)) == partition(model)
+
+
+def _weights(model: Model, block: Block) -> int:
+    return sum(model.initializers[name].size for name in block.weights)

@@ -320,3 +320,14 @@ def test_a_one_that_adds_a_dimension_stays() -> None:
     proto = _model("h = Relu (x) y = Mul (h, one)")
     proto.graph.initializer.append(numpy_helper.from_array(np.ones((1,) * 5, np.float32), "one"))
     assert _operators(proto) == ["Relu", "Mul"]
+
+
+@pytest.mark.parametrize(
+    ("body", "operators"),
+    [
+        ("y = Swish (x)", ["Sigmoid", "Mul"]),
+        ("y = Swish <alpha = 1.5> (x)", ["Mul", "Sigmoid", "Mul"]),
+    ],
+)
+def test_swish_becomes_operators_that_every_opset_has(body: str, operators: list[str]) -> None:
+    assert _operators(_model(body, opset=24)) == operators

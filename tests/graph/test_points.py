@@ -131,3 +131,18 @@ def test_chains_are_grouped_and_close_at_a_linear_bottleneck() -> None:
     sizes = [len(block.weights) for block in partition(_model(body, _W))]
     assert sizes == [3, 3, 1]
     assert max(sizes) == CHAIN_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("body", "quantized"),
+    [
+        ("a = Conv (x, w0) s = Sigmoid (a) b = Mul (a, s) y = Conv (b, w1)", {"a", "s", "b"}),
+        ("a = Conv (x, w0) s = Sigmoid (a) y = Mul (s, a)", {"a"}),
+        ("a = Conv (x, w0) s = Sigmoid (a) b = Mul (a, s) y = Softmax (b)", {"a"}),
+    ],
+    ids=["before-a-layer", "at-the-end", "before-a-float-operator"],
+)
+def test_a_silu_is_quantized_or_left_as_one(body: str, quantized: set[str]) -> None:
+    """One of the pair in integers would be an island between two conversions."""
+    points = find_points(_model(body, _W)).points
+    assert {"a", "s", "b"} & points.keys() == quantized

