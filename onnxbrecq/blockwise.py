@@ -42,6 +42,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 _FISHER_SAMPLES = 256
 _RUN_BATCH = 8  # as fast as more, in less memory
+_HELD = 8  # of this many samples one judges what was learned from the others
 _STEP_SAMPLES = 128  # on which activation steps are compared
 _STEP_FACTORS = ((0.92, 4), (1.08, 3))  # how much finer, coarser; how often at most
 _STEP_GAIN = 0.999  # of the error: less is chance
@@ -172,32 +173,47 @@ def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float
 def _improved(task: Task, part: _Part, plan: QuantPlan, data: BlockData, *, seed: int) -> _Outcome:
     """The block with learned decisions, or with its former ones if those are better."""
     started = time.perf_counter()
-    outputs = _run(task, part, plan, data.inputs)
-    before = after = relative_error(outputs, data.targets, data.weights)
+    seen, held = _parted(data)
+    before = after = _error(task, part, plan, held)
     note, iterations = part.reason, 0
     settings = task.recipe.settings()
     problem = None if before is None else _problem(task, part, plan)
     if problem is not None and before is not None:
         iterations = steps(problem, settings)
         ends = []
-        for candidate in _learned(task, problem, data, seed):
-            tried = _run(task, part, candidate, data.inputs)
-            error = relative_error(tried, data.targets, data.weights)
+        for candidate in _learned(task, problem, seen, seed):
+            error = _error(task, part, candidate, held)
             ends.append("another number of outputs" if error is None else f"loss {error:.3g}")
             if error is not None and after is not None and error < after:
-                plan, outputs, after = candidate, tried, error
+                plan, after = candidate, error
         if after == before and ends:
             note = f"kept round-to-nearest: learning ended at {ends[-1]}"
     if settings.step_search and before is not None:
-        steps_found = _with_better_steps(task, part, plan, data)
-        if steps_found is not plan:
-            plan = steps_found
-            outputs = _run(task, part, plan, data.inputs)
-            after = relative_error(outputs, data.targets, data.weights)
+        candidate = _with_better_steps(task, part, plan, seen)
+        error = _error(task, part, candidate, held)
+        if error is not None and after is not None and error < after:
+            plan, after = candidate, error
+    outputs = _run(task, part, plan, data.inputs)
     layers = tuple(name for name in part.block.nodes if name in task.points.layers)
     seconds = time.perf_counter() - started
     facts = BlockFacts(part.block.name, layers, before, after, iterations, seconds, note)
     return _Outcome(plan, outputs, facts)
+
+
+def _parted(data: BlockData) -> tuple[BlockData, BlockData]:
+    """The samples that a block learns from, and those that judge what it has learned.
+
+    What fits the samples at hand may fit them alone: only what helps on others is kept. Of few
+    samples all do both.
+    """
+    every = np.arange(len(data))
+    held = every % _HELD == _HELD - 1
+    return (data, data) if len(data) < _HELD**2 else (data.at(every[~held]), data.at(every[held]))
+
+
+def _error(task: Task, part: _Part, plan: QuantPlan, data: BlockData) -> float | None:
+    """The error of the deployed block on the data."""
+    return relative_error(_run(task, part, plan, data.inputs), data.targets, data.weights)
 
 
 def _with_better_steps(task: Task, part: _Part, plan: QuantPlan, data: BlockData) -> QuantPlan:
@@ -206,17 +222,15 @@ def _with_better_steps(task: Task, part: _Part, plan: QuantPlan, data: BlockData
     Each quantizer that the block owns is tried a little finer and a little coarser, as long as the
     deployed block's error on some samples falls.
     """
-    index = np.linspace(0, len(data) - 1, min(len(data), _STEP_SAMPLES)).astype(int)
-    inputs = {name: array[index] for name, array in data.inputs.items()}
-    targets = {name: array[index] for name, array in data.targets.items()}
-    best = relative_error(_run(task, part, plan, inputs), targets, data.weights)
+    some = data.at(np.linspace(0, len(data) - 1, min(len(data), _STEP_SAMPLES)).astype(int))
+    best = _error(task, part, plan, some)
     for head in _heads(part, task.points, plan):
         ceiling, start = task.points.points[head].ceiling, best
         for factor, most in _STEP_FACTORS:
             for _ in range(most if best is not None and best == start else 0):
                 quant = affine.rescaled(plan.tensors[head], factor, ceiling)
                 tried = plan.updated(_grouped({head: quant}, task.points), {})
-                error = relative_error(_run(task, part, tried, inputs), targets, data.weights)
+                error = _error(task, part, tried, some)
                 if error is None or best is None or error >= best * _STEP_GAIN:
                     break
                 best, plan = error, tried

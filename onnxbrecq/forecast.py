@@ -2,10 +2,9 @@
 
 The sizes of tensors and the pace of the float network are measured on a few samples. While block i
 is learned, there are alive, for all samples, in the float and in the quantized network, the
-tensors that it and later blocks read, and its outputs: as they should be, as they were before
-learning, and as they are tried.
+tensors that it and later blocks read, and its outputs.
 
-    held = samples * max_i [ 2 * bytes(alive_i) + 3 * bytes(outputs_i) ]
+    held = samples * 2 * max_i [ bytes(alive_i) + bytes(outputs_i) ]
     work = max [ calibration: batch * bytes(all), learning: batch * max_i bytes(block_i) ]
 
 the latter with the copies that the runtimes make. With the samples that were read, what is alive
@@ -31,7 +30,7 @@ _PROBED = 2  # samples on which the float network's pace is measured
 # Measured on MobileNetV2 (onnxruntime 1.32, torch 2.13):
 _SEEN = 3  # copies of all tensors while they are calibrated: in front of fusions, and handed out
 _LEARNED = 6  # copies of a block's tensors: for both networks, before quantizers, for gradients
-_RUNS = 6  # of a block on all samples: its target, its outputs before and after, trials of steps
+_RUNS = 4  # of a block on all samples: its target, its outputs, and trials on some
 _ROUNDING = 4  # of a block on all samples: second-order rounding, in torch
 _STEP = 6  # of a block on a sample: an optimiser step in torch
 
@@ -106,7 +105,7 @@ def _held(blocks: Sequence[Block], sizes: Mapping[str, int]) -> int:
     most, made = 0, set[str]()
     for i, block in enumerate(blocks):
         alive = made & {name for later in blocks[i:] for name in later.inputs}
-        most = max(most, 2 * _sum(alive, sizes) + 3 * _sum(block.outputs, sizes))
+        most = max(most, 2 * (_sum(alive, sizes) + _sum(block.outputs, sizes)))
         made.update(block.outputs)
     return most
 

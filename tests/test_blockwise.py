@@ -15,6 +15,7 @@ from onnxbrecq.plan import QuantPlan
 from onnxbrecq.progress import silent
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.recon.optimise import Decisions, Problem
+from onnxbrecq.recon.problem import BlockData
 
 
 def _task(model: Model, data: Dataset, **options: object) -> tuple[Task, QuantPlan]:
@@ -115,3 +116,17 @@ def test_the_same_seed_gives_the_same_plan(model: Model, data: Dataset) -> None:
     settings = Reconstruction(iterations=30, batch_size=8)
     task, plan = _task(model, data, reconstruction=settings)
     assert walk(task, plan, silent).plan == walk(task, plan, silent).plan
+
+
+def test_few_samples_do_both_many_are_parted() -> None:
+    def parted(count: int) -> tuple[BlockData, BlockData]:
+        x = np.arange(count, dtype=np.float32)[:, None]
+        return blockwise._parted(BlockData({"x": x}, {"x": x}, {"y": x}, {}))
+
+    few = parted(63)
+    assert few[0] is few[1]
+    seen, held = parted(100)
+    assert (len(seen), len(held)) == (88, 12)
+    values = np.concatenate([part.inputs["x"][:] for part in (seen, held)])
+    np.testing.assert_array_equal(np.sort(values[:, 0]), np.arange(100))
+    np.testing.assert_array_equal(held.targets["y"][2:4], [[23], [31]])

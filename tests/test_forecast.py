@@ -22,7 +22,7 @@ def _block(inputs: tuple[str, ...], *outputs: str) -> Block:
 def test_the_largest_moment_counts_what_later_blocks_read() -> None:
     sizes = {"a": 10, "b": 1, "c": 2}
     blocks = [_block(("x",), "a"), _block(("a",), "b"), _block(("a", "b"), "c")]
-    assert module._held(blocks, sizes) == max(3 * 10, 2 * 10 + 3 * 1, 2 * 11 + 3 * 2)
+    assert module._held(blocks, sizes) == 2 * max(0 + 10, 10 + 1, 11 + 2)
 
 
 def test_what_is_held_grows_with_the_samples(model: Model, data: Dataset) -> None:

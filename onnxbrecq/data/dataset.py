@@ -34,6 +34,30 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Picked:
+    """Some samples of a tensor, read where they lie: the i-th is that at `index[i]`."""
+
+    samples: Samples
+    index: NDArray[np.intp]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, ...]."""
+        return (len(self.index), *self.samples.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+        return self.samples.dtype
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: Index) -> NDArray[Any]:
+        return self.samples[self.index[index]]
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Calibration or evaluation samples, checked against a model.
 

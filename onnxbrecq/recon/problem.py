@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxbrecq.data.dataset import Samples
+from onnxbrecq.data.dataset import Picked, Samples
 from onnxbrecq.graph.points import Points
 from onnxbrecq.plan import QuantPlan, TensorQuant
 from onnxbrecq.recon.bridge import TorchBlock
@@ -36,6 +36,14 @@ class BlockData:
 
     def __len__(self) -> int:
         return len(next(iter(self.targets.values())))
+
+    def at(self, index: NDArray[np.intp]) -> "BlockData":
+        """Some of the samples."""
+        inputs, float_inputs, targets = (
+            {name: Picked(samples, index) for name, samples in tensors.items()}
+            for tensors in (self.inputs, self.float_inputs, self.targets)
+        )
+        return BlockData(inputs, float_inputs, targets, self.weights)
 
 
 @dataclass(frozen=True)
