@@ -10,6 +10,7 @@ the other.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -106,14 +107,19 @@ class Site:
         return moved.contiguous().numpy()
 
 
+def places_wanted(site: Site) -> int:
+    """How many outputs of the layer are looked at."""
+    groups, _, length = site.matrix.shape
+    return min(max(_PLACES * length, _FEWEST), _VALUES // (length * groups))
+
+
 def gather(site: Site, batches: Iterable[Batch], generator: torch.Generator) -> Samples | None:
     """The layer's moments; None where they are not finite.
 
     Where K is long, x is cut into pieces, each a group of its own: correlations between are left.
     """
     groups, outputs, length = site.matrix.shape
-    pieces = _pieces(length)
-    count = min(max(_PLACES * length, _FEWEST), _VALUES // (length * groups))
+    pieces, count = _pieces(length), places_wanted(site)
     sums: list[_Sums] = []
     for i, (data, wanted, share) in enumerate(batches):
         places = _Places(site, data, max(1, round(count * share)), generator)
@@ -173,16 +179,14 @@ class _Sums:
 
 
 class _Places:
-    """Random outputs of a layer: what they read, and what they are."""
+    """Outputs of a layer: what they read, and what they are."""
 
     def __init__(self, site: Site, x: Tensor, count: int, generator: torch.Generator) -> None:
-        """`count` of them, of a layer whose data is like `x`."""
+        """`count` random ones, of a layer whose data is like `x`; all, if that is half of them."""
         self._window: tuple[Tensor, ...] | None = None
         self._pads: list[int] = []
         if site.node.op_type != "Conv":
-            self._index: tuple[Tensor, ...] = (
-                torch.randint(x[..., 0].numel(), (count,), generator=generator),
-            )
+            self._index: tuple[Tensor, ...] = (_drawn(x[..., 0].numel(), count, generator),)
             return
         rank = x.ndim - 2
         kernel = site.weight.shape[2:]
@@ -194,31 +198,38 @@ class _Places:
         given = _integers(site.node, "pads")
         pads = explicit_pads(x.shape[2:], reach, steps, kind.decode(), given)
         self._pads = list(torch_pads(*pads))
-        sample = torch.randint(len(x), (count,), generator=generator)
-        window, outputs = [], []
-        for axis, size in enumerate(kernel):
+        sizes = [len(x)]
+        for axis in range(rank):
             before, after = self._pads[2 * (rank - 1 - axis) :][:2]
             length = x.shape[2 + axis] + before + after
-            last = (length - reach[axis]) // steps[axis] + 1
-            place = torch.randint(last, (count,), generator=generator)
+            sizes.append((length - reach[axis]) // steps[axis] + 1)
+        drawn = _drawn(math.prod(sizes), count, generator)
+        self._index = torch.unravel_index(drawn, sizes)
+        sample, *places = self._index
+        window = []
+        for axis, (place, size) in enumerate(zip(places, kernel, strict=True)):
             offsets = place[:, None] * steps[axis] + torch.arange(size) * spread[axis]
-            outputs.append(place)
-            window.append(offsets.reshape(count, 1, *[1] * axis, size, *[1] * (rank - axis - 1)))
-        channels = torch.arange(x.shape[1]).reshape(1, -1, *[1] * rank)
-        self._window = (sample.reshape(-1, *[1] * (rank + 1)), channels, *window)
-        self._index = (sample, *outputs)
+            window.append(offsets.reshape(-1, *[1] * axis, size, *[1] * (rank - axis - 1)))
+        self._window = (sample.reshape(-1, *[1] * rank), *window)
 
     def read(self, x: Tensor) -> Tensor:
         """The values of the layer's data that each reads, [P, values]."""
         if self._window is None:
             return x.reshape(-1, x.shape[-1])[self._index]
-        return F.pad(x, self._pads)[self._window].flatten(1)
+        return F.pad(x, self._pads).movedim(1, -1)[self._window].movedim(-1, 1).flatten(1)
 
     def made(self, y: Tensor) -> Tensor:
         """The values of the layer's output, [P, channels]."""
         if self._window is None:
             return y.reshape(-1, y.shape[-1])[self._index]
         return y.movedim(1, -1)[self._index]
+
+
+def _drawn(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of `total` places at random; all of them where that is not much more."""
+    if 2 * count >= total:
+        return torch.arange(total)
+    return torch.randint(total, (count,), generator=generator)
 
 
 def _pieces(length: int) -> int:

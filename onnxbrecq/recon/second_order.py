@@ -30,11 +30,12 @@ from torch import Tensor
 from onnxbrecq import affine
 from onnxbrecq.graph.points import Layer
 from onnxbrecq.plan import TensorQuant
-from onnxbrecq.recon.moments import Batch, Moments, Samples, Site, gather, split
+from onnxbrecq.recon.moments import Batch, Moments, Samples, Site, gather, places_wanted, split
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem, picked
 from onnxbrecq.recon.quantizers import LearnedStep
 
-_SAMPLES = 512  # of which H is made
+_SAMPLES = (128, 512)  # of which H is made: at least, at most;
+_SPREAD = 8  # between, so many that one place of so many is looked at
 _BATCH = 8  # as fast as more, in less memory
 _DAMPING = 0.05  # of the mean of H's diagonal, added to it
 # Where x does not vary, H holds nothing but rounding errors; that much is added too:
@@ -140,6 +141,14 @@ class _Rounding:
             bias = moments.missed + torch.einsum("gok,gk->go", matrix - made, read)
             self._biases[layer.bias] = bias.reshape(-1)
 
+    def _samples(self, site: Site) -> int:
+        """How many samples the layer is looked at on: fewer where each has many places."""
+        one = {n: picked(a, np.zeros(1, np.intp)) for n, a in self._data.float_inputs.items()}
+        with torch.no_grad():
+            made = self._problem.block.run(one, outputs=[site.wanted])[site.wanted]
+        places = made.numel() / len(site.first)
+        return int(np.clip(_SPREAD * places_wanted(site) / places, *_SAMPLES))
+
     def _batches(self, site: Site) -> Iterator[Batch]:
         """What the layer reads in the quantized block, what it has to make; share of samples."""
         block, data = self._problem.block, site.layer.data
@@ -147,7 +156,7 @@ class _Rounding:
             name: torch.from_numpy(affine.dequantize(quant.levels, quant))  # type: ignore[arg-type]
             for name, quant in self._weights.items()
         } | self._biases
-        total = min(len(self._data), _SAMPLES)
+        total = min(len(self._data), self._samples(site))
         places = np.linspace(0, len(self._data) - 1, total).astype(int)
         size = 1 if self._problem.alone else min(_BATCH, -(-total // 2))
         for start in range(0, total, size):
