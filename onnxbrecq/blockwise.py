@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from onnxbrecq import affine
@@ -382,18 +383,19 @@ def _grouped(learned: Mapping[str, TensorQuant], points: Points) -> dict[str, Te
 
 def _fisher(task: Task, parts: Sequence[_Part], progress: Progress) -> Arrays:
     """Fisher weights of the blocks' outputs; empty for plain squared error."""
-    logits = task.model.outputs[0]
-    scores = len(task.model.shapes.get(logits, ())) == 2 and task.model.batched
     settings = task.recipe.settings()
-    if settings.loss != "fisher" or not scores or settings.iterations == 0:
+    if settings.loss != "fisher" or not task.model.batched or settings.iterations == 0:
         return {}
+    floats = [n for n in task.model.outputs if task.model.dtypes.get(n) == onnx.TensorProto.FLOAT]
+    first = task.model.outputs[:1]
+    outputs = first if len(task.model.shapes.get(first[0], ())) == 2 else tuple(floats)
     names = tuple(dict.fromkeys(name for part in parts for name in part.block.outputs))
     probe = submodel(task.model, list(task.model.nodes), task.model.inputs, names)
     session = Session(probe.proto, threads=task.recipe.threads)
     sweep = FisherSweep([part.torch for part in parts], task.recipe.seed)
     count, done = min(len(task.data), _FISHER_SAMPLES), 0
     for feed in task.data.batches(_RUN_BATCH, count):
-        sweep.add({**feed, **session.run(feed)}, logits)
+        sweep.add({**feed, **session.run(feed)}, outputs)
         done = min(done + _RUN_BATCH, count)
         progress("curvature", done, count)
     return sweep.weights()

@@ -2,8 +2,10 @@
 
 The diagonal of the Fisher information at a tensor z is E[(d log p(y|x) / dz)^2] with y drawn from
 the network's own prediction (BRECQ, section 3.3: it stands for the Hessian of the task loss, and
-needs no label). One reverse sweep of vector-Jacobian products over the blocks, by tensor name,
-gives it at every block boundary: the same gradients as autograd through the whole model.
+needs no label). Outputs that are no class scores are taken for the means of unit Gaussians; the
+gradient at y is then a unit Gaussian as well. One reverse sweep of vector-Jacobian products over
+the blocks, by tensor name, gives it at every block boundary: the same gradients as autograd through
+the whole model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,18 +29,19 @@ class FisherSweep:
         self._blocks = blocks
         self._generator = torch.Generator().manual_seed(seed)
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
 
-    def add(self, values: Arrays, logits: str) -> None:
+    def add(self, values: Arrays, outputs: Sequence[str]) -> None:
         """One batch.
 
         Args:
             values: every block boundary tensor of the float network, graph inputs included.
-            logits: the output that class scores are read from, [N, C].
+            outputs: the network's outputs that count: one [N, C] holds the scores of classes.
         """
-        scores = torch.from_numpy(np.array(values[logits]))
-        gradients = {logits: _score_gradient(scores, self._generator)}
-        self._count += len(scores)
+        made = {name: torch.from_numpy(np.array(values[name])) for name in outputs}
+        if len(made) == 1 and all(value.ndim == 2 for value in made.values()):
+            gradients = {n: _score_gradient(v, self._generator) for n, v in made.items()}
+        else:
+            gradients = {n: _unit_gaussian(v, self._generator) for n, v in made.items()}
         for block in reversed(self._blocks):
             if block is None:
                 return
@@ -63,6 +66,10 @@ def _score_gradient(scores: Tensor, generator: torch.Generator) -> Tensor:
     probability = scores.softmax(dim=-1)
     drawn = torch.multinomial(probability, 1, generator=generator)
     return probability.scatter_add(1, drawn, -torch.ones_like(drawn, dtype=scores.dtype))
+
+
+def _unit_gaussian(values: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(values.shape, generator=generator)
 
 
 def _pull_back(

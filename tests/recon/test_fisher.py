@@ -16,7 +16,7 @@ def test_sweep_equals_autograd_through_the_whole_model(model: Model, data: Datas
     names = tuple(dict.fromkeys(name for block in blocks for name in block.outputs))
     values = Session(submodel(model, list(model.nodes), model.inputs, names).proto).run(data.inputs)
     sweep = FisherSweep([import_block(extract(model, block)) for block in blocks], seed=7)
-    sweep.add({**data.inputs, **values}, "logits")
+    sweep.add({**data.inputs, **values}, ["logits"])
     weights = sweep.weights()
 
     drawn = torch.Generator().manual_seed(7)
@@ -51,5 +51,21 @@ def test_an_island_ends_the_sweep(model: Model, data: Dataset) -> None:
     values = Session(submodel(model, list(model.nodes), model.inputs, names).proto).run(data.inputs)
     parts = [import_block(extract(model, block)) for block in blocks]
     sweep = FisherSweep([*parts[:-1], None], seed=7)
-    sweep.add({**data.inputs, **values}, "logits")
+    sweep.add({**data.inputs, **values}, ["logits"])
     assert sweep.weights() == {}
+
+
+def test_outputs_that_are_no_scores_have_gaussian_gradients(model: Model, data: Dataset) -> None:
+    values = Session(submodel(model, list(model.nodes), model.inputs, ("f", "logits")).proto).run(
+        data.inputs
+    )
+    tail = submodel(model, [model.producer[n] for n in ("g", "h", "logits")], ("f",), ("logits",))
+    block = import_block(tail)
+    sweep = FisherSweep([block], seed=7)
+    sweep.add({**data.inputs, **values}, ["f", "logits"])
+    weights = sweep.weights()
+    drawn = torch.Generator().manual_seed(7)
+    torch.randn(values["f"].shape, generator=drawn)
+    seed = torch.randn(values["logits"].shape, generator=drawn)
+    expected = seed.square().sum(0, keepdim=True)
+    np.testing.assert_allclose(weights["logits"], expected / expected.mean(), rtol=1e-5)
