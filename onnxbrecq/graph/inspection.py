@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxbrecq.graph.blocks import Block, partition
+from onnxbrecq.graph.islands import islands
 from onnxbrecq.graph.layers import WeightLayer, weight_layers
 from onnxbrecq.graph.load import load
-from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
+from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import FloatNode, find_points
 
 
@@ -87,16 +88,5 @@ def inspect(path: str | PathLike[str]) -> Inspection:
         blocks,
         weight_layers(model),
         find_points(model).float_nodes,
-        tuple(block.name for block in blocks if _is_island(model, block)),
-    )
-
-
-def _is_island(model: Model, block: Block) -> bool:
-    """Whether the block holds what torch can surely not differentiate."""
-    names = set(block.nodes)
-    return any(
-        node.domain not in STANDARD_DOMAINS
-        or node.op_type in ("NonMaxSuppression", "If", "Loop", "Scan", "TopK")
-        for node in model.nodes
-        if node.name in names
+        islands(model, blocks),
     )

@@ -9,9 +9,10 @@ from onnx import numpy_helper
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.extract import extract
+from onnxbrecq.graph.islands import UNCONVERTED, islands
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.model import Model
-from onnxbrecq.recon.bridge import BridgeError, import_block
+from onnxbrecq.recon.bridge import BridgeError, _version, import_block
 from onnxbrecq.runtime.session import Session
 
 
@@ -104,3 +105,45 @@ def test_gemm_weight_in_both_layouts() -> None:
         made = block.run({"x": x}, constants={"w": replaced})["y"]
         expected = replaced.T if transposed else replaced
         assert torch.allclose(made, expected)
+
+
+def test_inspect_knows_the_islands_without_torch() -> None:
+    """For every operator of every opset that a canonical model may have."""
+    opsets = range(13, onnx.defs.onnx_opset_version() + 1)
+    refused: dict[str, set[bool]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain != onnx.defs.ONNX_DOMAIN or schema.deprecated:
+            continue
+        for opset in opsets:
+            if schema.since_version <= opset:
+                refused.setdefault(schema.name, set()).add(_refused(schema.name, opset))
+    assert all(len(answers) == 1 for answers in refused.values())
+    assert {name for name, (answer,) in refused.items() if answer} == UNCONVERTED
+
+
+def _refused(op_type: str, opset: int) -> bool:
+    newest = onnx.defs.get_schema(op_type, opset)
+    defined = newest.has_function or newest.has_context_dependent_function
+    return not newest.deprecated and not defined and _version(op_type, opset) is None
+
+
+@pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
+def test_a_block_with_a_recurrent_layer_is_an_island_for_inspect_and_the_bridge(
+    op_type: str,
+) -> None:
+    rows = {"LSTM": 12, "GRU": 9}[op_type]
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    recurrent (float[5, N, 4] x) => (float y) {{
+        h, y = {op_type} <hidden_size = 3> (x, w, r)
+    }}"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    for name, width in (("w", 4), ("r", 3)):
+        weight = np.ones((1, rows, width), np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(weight, name))
+    model = from_proto(proto)
+    blocks = partition(model)
+    assert islands(model, blocks) == (blocks[0].name,)
+    with pytest.raises(BridgeError, match=op_type):
+        import_block(extract(model, blocks[0]))
