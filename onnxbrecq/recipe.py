@@ -91,16 +91,16 @@ class Reconstruction:
     """
 
     start: Literal["second-order", "nearest"] = "second-order"
-    iterations: int = 1000
+    iterations: int = 400
     batch_size: int = 16
-    rounding_rate: float = 1e-2
+    rounding_rate: float = 0.1
     scale_rate: float = 1e-3
     bias_rate: float = 1e-2
     step_rate: float = 1e-3
     settle: float = 0.15
     loss: Literal["mse", "fisher"] = "mse"
     regularizer: Literal["relative", "absolute"] = "relative"
-    regularization: float = 0.1
+    regularization: float = 300.0
     drop: float = 0.5
     step_search: bool = True
 
@@ -124,7 +124,7 @@ _BOUNDS = (("iterations", 0, math.inf), ("batch_size", 1, math.inf),
 _EFFORT: dict[str, Reconstruction] = {
     "fast": Reconstruction(iterations=0),
     "balanced": Reconstruction(),
-    "best": Reconstruction(iterations=8000, batch_size=32, rounding_rate=3e-3),
+    "best": Reconstruction(iterations=4000, batch_size=32),
     "paper": Reconstruction(
         start="nearest", iterations=25_000, batch_size=32, rounding_rate=1e-3, scale_rate=0.0,
         bias_rate=0.0, step_rate=4e-4, settle=0.2, loss="fisher", regularizer="absolute",
