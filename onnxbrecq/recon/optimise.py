@@ -7,7 +7,7 @@ Minimised over the rounding variables V of the block's weights and the steps s o
 with z the block's output on *quantized* inputs, w the Fisher weights (1 for plain squared error;
 BRECQ, eq. 10) and L0 the first batches' error at nearest rounding, so that lambda means the same
 in every block. beta falls from 20 to 2 after a warm-up, as in AdaRound. lambda outweighs the error
-by far, so that gates are decided while the others can still answer: with a weak one a longer schedule
+by far, so that gates are decided while others can still answer: with a weak one a longer schedule
 ends worse than a short one, and worse than it started (ResNet-20's second unit at 2 bits: 0.0071 at
 the start, 0.0095 after 1000 steps with lambda 0.1, 0.0057 after 400 with 300).
 
