@@ -7,7 +7,7 @@ dimension: the batch is copied from the input, any other is what is left. The li
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from onnxbrecq.graph.arrays import Arrays
 from onnxbrecq.graph.constants import Constants, add, with_values
 from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
 
@@ -53,38 +54,28 @@ def edit_constants(proto: onnx.ModelProto, large: Constants) -> bool:
     return changed or bool(folded)
 
 
-class _Known(Mapping[str, NDArray[np.generic]]):
-    """Constants by name, read from their tensors when they are asked for; edits the graph's."""
+class _Known(Arrays):
+    """The graph's constants, which it edits."""
 
     def __init__(self, graph: onnx.GraphProto, large: Constants) -> None:
+        self._known = with_values(graph, large)
+        super().__init__(self._known)
         self._graph, self._large = graph, large
-        self._tensors = with_values(graph, large)
         self._readers = Counter(name for node in graph.node for name in node_inputs(node))
         self._readers.update(value.name for value in graph.output)
 
-    def __getitem__(self, name: str) -> NDArray[np.generic]:
-        return numpy_helper.to_array(self._tensors[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
     def add(self, name: str, value: NDArray[np.generic]) -> None:
         """One more constant, of the graph too."""
-        self._tensors[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
-        add(self._graph, self._large, self._tensors[name])
+        self._known[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        add(self._graph, self._large, self._known[name])
 
     def read_no_more(self, node: onnx.NodeProto) -> None:
         """The node goes, and so do the values of large constants that it alone read."""
         self._readers.subtract(node_inputs(node))
         for name in set(node_inputs(node)) & self._large.keys():
             if not self._readers[name]:
-                del self._large[name], self._tensors[name]
+                del self._large[name], self._known[name]
+                self.forget(name)
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:

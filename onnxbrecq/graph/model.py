@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+
+from onnxbrecq.graph.arrays import Arrays
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -79,7 +79,7 @@ class Model:
     @cached_property
     def initializers(self) -> Mapping[str, NDArray[np.generic]]:
         """Constant tensors by name, read when they are asked for."""
-        return _Arrays({tensor.name: tensor for tensor in self.proto.graph.initializer})
+        return Arrays({tensor.name: tensor for tensor in self.proto.graph.initializer})
 
     @cached_property
     def producer(self) -> Mapping[str, onnx.NodeProto]:
@@ -128,29 +128,6 @@ class Model:
         found = {name: value.type.tensor_type.elem_type for name, value in self.value_infos.items()}
         found.update({t.name: t.data_type for t in self.proto.graph.initializer})
         return found
-
-
-class _Arrays(Mapping[str, NDArray[np.generic]]):
-    """Tensors as arrays, each in memory only as long as somebody holds it."""
-
-    def __init__(self, tensors: Mapping[str, onnx.TensorProto]) -> None:
-        self._tensors = tensors
-        self._held = WeakValueDictionary[str, NDArray[np.generic]]()
-
-    def __getitem__(self, name: str) -> NDArray[np.generic]:
-        array = self._held.get(name)
-        if array is None:
-            array = self._held[name] = numpy_helper.to_array(self._tensors[name])
-        return array
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from onnxbrecq.graph.arrays import Arrays
 from onnxbrecq.graph.constants import Constants, add, remove, with_values
 from onnxbrecq.graph.model import STANDARD_DOMAINS, node_inputs
 
@@ -37,6 +38,7 @@ class Editor:
         self._outputs = {value.name for value in graph.output}
         self._constants = constants
         self._tensors = with_values(graph, constants)
+        self._arrays = Arrays(self._tensors)
         self._values = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
         self._made_by: dict[str, onnx.NodeProto] = {}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
@@ -73,8 +75,7 @@ class Editor:
 
     def constant(self, name: str) -> NDArray[np.generic] | None:
         """The value of a constant."""
-        tensor = self._tensors.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
+        return self._arrays.get(name)
 
     def is_constant(self, name: str) -> bool:
         """Whether the tensor is a constant, without reading it."""
@@ -130,6 +131,7 @@ class Editor:
         for name in {name for node in old for name in node_inputs(node)} - self._outputs:
             if name in self._tensors and not self._readers[name]:
                 del self._tensors[name]
+                self._arrays.forget(name)
                 self._constants.pop(name, None)
         self.changed = True
 

@@ -45,15 +45,18 @@ def edit_gemms(editor: Editor) -> None:
         if not is_a(node, "Gemm") or attribute(node, "transA", 0):
             continue
         alpha, beta = (number(node, name, 1.0) for name in ("alpha", "beta"))
-        weight, name = editor.constant(node.input[1]), "".join(node.input[2:])
+        shape, name = editor.shape(node.input[1]), "".join(node.input[2:])
         bias = editor.constant(name) if name else np.zeros(0)
-        if weight is None or bias is None or weight.ndim != _GEMM_RANK:
+        if shape is None or bias is None or not editor.is_constant(node.input[1]):
             continue
-        channels = weight.shape[0 if attribute(node, "transB", 0) else 1]
+        channels = shape[0 if attribute(node, "transB", 0) else 1]
         if alpha == beta == 1.0 and (not name or bias.shape == (channels,)):
             continue
         row = bias.size == 1 or bias.shape in ((channels,), (1, channels))
         if name and not row:
+            continue
+        weight = editor.constant(node.input[1])
+        if weight is None or channels is None:
             continue
         inputs = [node.input[0], _stored(editor, node, "weight", _times(weight, alpha), weight)]
         if name:
