@@ -189,7 +189,8 @@ def activation_quant(
             scale = np.nextafter(scale, np.float32(0))
         zero = np.int32(np.clip(np.rint(-low * shrink / scale), 0, top))
         quant = TensorQuant(qtype, np.asarray(scale), np.asarray(zero))
-        error = float(np.square(flat - dequantize(quantize(flat, quant), quant)).mean())
+        difference = flat - dequantize(quantize(flat, quant), quant)
+        error = float(np.square(difference, dtype=np.float64).mean())
         if error < best[0]:
             best = (error, scale, zero)
     return TensorQuant(qtype, np.asarray(best[1], np.float32), np.asarray(best[2], np.int32))

@@ -44,6 +44,7 @@ Arrays = Mapping[str, NDArray[Any]]
 _FISHER_SAMPLES = 256
 _RUN_BATCH = 8  # as fast as more, in less memory
 _HELD = 8  # of this many samples one judges what was learned from the others
+_NUMBERS = "biuf"  # kinds of numpy types; the others are text
 _STEP_SAMPLES = 128  # on which activation steps are compared
 _STEP_FACTORS = ((0.92, 4), (1.08, 3))  # how much finer, coarser; how often at most
 _STEP_GAIN = 0.999  # of the error: less is chance
@@ -126,7 +127,9 @@ def _walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None) 
         if recalled:
             outcome = _recalled(task, part, plan, data, recalled)
         else:
-            outcome = _improved(task, _checked(part, data), plan, data, seed=task.recipe.seed + i)
+            outcome = _improved(
+                task, _checked(task, part, data), plan, data, seed=task.recipe.seed + i
+            )
         if state and not recalled:
             state.keep(i, _difference(plan, outcome.plan), dataclasses.asdict(outcome.facts))
         plan = outcome.plan
@@ -156,25 +159,31 @@ def _data(
 def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float | None:
     """Weighted squared error of a block's outputs, relative to their weighted energy.
 
-    None if an output has another shape than its target: the number of boxes found, say.
+    Where a target is not finite (behind a mask), nothing is compared. None if an output has another
+    shape than its target: the number of boxes found, say.
     """
     error = energy = 0.0
     for name, target in targets.items():
         if outputs[name].shape != target.shape:
             return None
+        if target.dtype.kind not in _NUMBERS:
+            continue
         weight = weights.get(name, np.ones((), np.float32))
         for start in range(0, len(target), _RUN_BATCH):
             part = slice(start, start + _RUN_BATCH)
             wanted = target[part].astype(np.float32)
-            error += float((weight * np.square(outputs[name][part] - wanted)).sum())
-            energy += float((weight * np.square(wanted)).sum())
+            known = np.isfinite(wanted)
+            wanted = np.where(known, wanted, 0)
+            made = np.where(known, outputs[name][part], 0)
+            error += float((weight * np.square(made - wanted, dtype=np.float64)).sum())
+            energy += float((weight * np.square(wanted, dtype=np.float64)).sum())
     return error / max(energy, float(np.finfo(np.float32).tiny))
 
 
 def _improved(task: Task, part: _Part, plan: QuantPlan, data: BlockData, *, seed: int) -> _Outcome:
     """The block with learned decisions, or with its former ones if those are better."""
     started = time.perf_counter()
-    seen, held = _parted(data)
+    seen, held = _parted(data, task.model.batch or 1)
     before = after = _error(task, part, plan, held)
     note, iterations = part.reason, 0
     settings = task.recipe.settings()
@@ -201,15 +210,27 @@ def _improved(task: Task, part: _Part, plan: QuantPlan, data: BlockData, *, seed
     return _Outcome(plan, outputs, facts)
 
 
-def _parted(data: BlockData) -> tuple[BlockData, BlockData]:
+def _parted(data: BlockData, together: int) -> tuple[BlockData, BlockData]:
     """The samples that a block learns from, and those that judge what it has learned.
 
     What fits the samples at hand may fit them alone: only what helps on others is kept. Of few
-    samples all do both.
+    samples, or of outputs without a row for each, all do both; as many as go `together` stay so.
     """
-    every = np.arange(len(data))
-    held = every % _HELD == _HELD - 1
-    return (data, data) if len(data) < _HELD**2 else (data.at(every[~held]), data.at(every[held]))
+    batches = np.arange(len(data) // together)
+    if len(batches) < _HELD**2 or not _row_by_row(data):
+        return data, data
+    held = batches % _HELD == _HELD - 1
+    return data.at(_rows(batches[~held], together)), data.at(_rows(batches[held], together))
+
+
+def _row_by_row(data: BlockData) -> bool:
+    """Whether every output has a row for each sample."""
+    return all(len(target) == len(data) for target in data.targets.values())
+
+
+def _rows(batches: NDArray[np.intp], together: int) -> NDArray[np.intp]:
+    """The samples of the batches."""
+    return (batches[:, None] * together + np.arange(together)).reshape(-1)
 
 
 def _error(task: Task, part: _Part, plan: QuantPlan, data: BlockData) -> float | None:
@@ -223,7 +244,12 @@ def _with_better_steps(task: Task, part: _Part, plan: QuantPlan, data: BlockData
     Each quantizer that the block owns is tried a little finer and a little coarser, as long as the
     deployed block's error on some samples falls.
     """
-    some = data.at(np.linspace(0, len(data) - 1, min(len(data), _STEP_SAMPLES)).astype(int))
+    together = task.model.batch or 1
+    batches = len(data) // together
+    spread = np.linspace(0, batches - 1, min(batches, max(_STEP_SAMPLES // together, 1)))
+    some = data.at(_rows(spread.astype(int), together))
+    # Not rows of the targets: an output need not have one for each sample.
+    some = dataclasses.replace(some, targets=_run(task, part, None, some.float_inputs))
     best = _error(task, part, plan, some)
     for head in _heads(part, task.points, plan):
         ceiling, start = task.points.points[head].ceiling, best
@@ -276,8 +302,15 @@ def _problem(task: Task, part: _Part, plan: QuantPlan) -> Problem | None:
 
 
 def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> Iterator[QuantPlan]:
-    """Plans with what the block learned: by second-order rounding, by gradients from there on."""
-    on_grid = dataclasses.replace(data, inputs=_on_grid(task.model, problem.plan, data.inputs))
+    """Plans with what the block learned: by second-order rounding, by gradients from there on.
+
+    An output that is infinite somewhere (a mask) teaches nothing.
+    """
+    finite = {name: target for name, target in data.targets.items() if _is_finite(target)}
+    if not finite:
+        return
+    inputs = _on_grid(task.model, problem.plan, data.inputs)
+    on_grid = dataclasses.replace(data, inputs=inputs, targets=finite)
     settings = task.recipe.settings()
     if settings.start == "second-order":
         found = round_second_order(problem, on_grid, seed)
@@ -287,6 +320,14 @@ def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> Iterat
         problem = dataclasses.replace(problem, plan=plan, constants=constants)
     if settings.iterations:
         yield _told(problem.plan, reconstruct(problem, on_grid, task.recipe, seed), task.points)
+
+
+def _is_finite(samples: Samples) -> bool:
+    """Whether no value is NaN or infinite."""
+    starts = range(0, len(samples), _RUN_BATCH)
+    return samples.dtype.kind != "f" or all(
+        np.isfinite(samples[start : start + _RUN_BATCH]).all() for start in starts
+    )
 
 
 def _told(plan: QuantPlan, decisions: Decisions, points: Points) -> QuantPlan:
@@ -304,15 +345,19 @@ def _import(task: Task, block: Block) -> _Part:
         return _Part(block, model, None, f"island, not learned: {error}" if layers else None)
 
 
-def _checked(part: _Part, data: BlockData) -> _Part:
+def _checked(task: Task, part: _Part, data: BlockData) -> _Part:
     """The block, as an island if torch does not compute what onnxruntime does.
 
     A block that does for one sample, but not for several at once, is learned one by one.
     """
     if part.torch is None:
         return part
+    if not _row_by_row(data):
+        reason = "island, not learned: its outputs do not have a row for each sample"
+        return dataclasses.replace(part, torch=None, reason=reason)
     reason = ""
-    for count in (_PROBES, 1):
+    # As many samples as the graph is fixed to would tell nothing of other numbers.
+    for count in (_PROBES + (task.model.batch == _PROBES), 1):
         try:
             made = part.torch.arrays({n: a[:count] for n, a in data.float_inputs.items()})
         except BridgeError as refusal:
@@ -331,7 +376,7 @@ def _run(task: Task, part: _Part, plan: QuantPlan | None, inputs: Tensors) -> Te
     """The block's outputs in onnxruntime: of the float block, or as `plan` deploys it."""
     proto = part.model.proto if plan is None else emit(part.model, plan, task.target)
     session = Session(proto, threads=task.recipe.threads)
-    size = _RUN_BATCH if task.model.batched else 1
+    size = task.model.batch or _RUN_BATCH
     return run_batches(session, Dataset(inputs), size, task.storage)
 
 

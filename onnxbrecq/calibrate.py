@@ -1,7 +1,9 @@
 """The first decision for every point: bits, grid and the range of least squared error.
 
 Activations are sampled from the float model in ONNX Runtime; weights are taken as they are. What
-comes out is round-to-nearest quantization, which reconstruction then improves.
+comes out is round-to-nearest quantization, which reconstruction then improves. A tensor without a
+range stays float: one that is infinite somewhere (scores that a mask has closed: no level stands
+for minus infinity), or that never held a value (boxes, where none were found).
 """
 
 from collections.abc import Mapping
@@ -10,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxbrecq import affine
-from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.dataset import Dataset, whole
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.extract import submodel
 from onnxbrecq.graph.model import Model
@@ -36,10 +38,10 @@ def calibrate(
     *,
     progress: Progress = silent,
 ) -> QuantPlan:
-    """The round-to-nearest plan of `model`.
+    """The round-to-nearest plan of `model`; tensors without a range are not in it.
 
     Raises:
-        DataError: an activation of the float model is NaN or infinite; names the tensor.
+        DataError: an activation of the float model is NaN; names the tensor.
     """
     tensors: dict[str, TensorQuant] = {}
     if recipe.activations is not None:
@@ -47,16 +49,24 @@ def calibrate(
         values = _sample(model, list(bits), data, recipe, progress)
         for head, width in bits.items():
             point = points.points[head]
+            if not values[head].size or not np.isfinite(values[head]).all():
+                continue
             tensors[head] = affine.activation_quant(
                 values[head], width, ceiling=point.ceiling, nonnegative=point.nonnegative
             )
         for name, point in points.points.items():
-            if point.kind == "activation":
+            if point.kind == "activation" and point.group in tensors:
                 tensors[name] = tensors[point.group]
     for layer in points.layers.values():
         width = recipe.first_last if layer.edge else recipe.weights
         tensors[layer.weight] = _weight_quant(model, layer, width, tensors.get(layer.data))
     return QuantPlan(tensors, {}, model.source_sha256, recipe.as_json())
+
+
+def without_range(points: Points, plan: QuantPlan, recipe: Recipe) -> tuple[str, ...]:
+    """The tensors that stay float because calibration found no range for them."""
+    heads = () if recipe.activations is None else tuple(activation_bits(points, recipe))
+    return tuple(head for head in heads if head not in plan.tensors)
 
 
 def activation_bits(points: Points, recipe: Recipe) -> dict[str, int]:
@@ -98,8 +108,8 @@ def _sample(
     probe = submodel(model, list(model.nodes), model.inputs, tuple(inner or model.outputs))
     session = Session(probe.proto, threads=recipe.threads)
     generator = np.random.default_rng(recipe.seed)
-    count = min(len(data), SAMPLES)
-    batch = _BATCH if model.batched else 1
+    count = min(len(data), whole(SAMPLES, model.batch))
+    batch = model.batch or _BATCH
     quota = max(1, _VALUES * batch // count)
     kept: dict[str, list[Array]] = {name: [] for name in names}
     done = 0
@@ -114,11 +124,13 @@ def _sample(
 
 def _subset(name: str, value: Array, quota: int, generator: np.random.Generator) -> Array:
     flat = value.reshape(-1)
+    if not flat.size:
+        return flat
     low, high = flat.min(), flat.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
+    if np.isnan(low):
         raise DataError(
-            f"tensor {name!r} of the float model is NaN or infinite on the calibration data; "
-            "check the preprocessing"
+            f"tensor {name!r} of the float model is NaN on the calibration data; check the "
+            "preprocessing"
         )
     if flat.size > quota:
         flat = flat[generator.integers(flat.size, size=quota)]

@@ -94,8 +94,10 @@ def _probed(
     inner = tuple(name for name in names if name in model.producer)
     probe = submodel(model, list(model.nodes), model.inputs, inner or model.outputs)
     session = Session(probe.proto, threads=recipe.threads)
-    sizes = {name: value.nbytes for name, value in session.run(data.part(slice(1))).items()}
-    feed = data.part(slice(_PROBED if model.batched else 1))
+    together = model.batch or 1
+    made = session.run(data.part(slice(together)))
+    sizes = {name: -(-value.nbytes // together) for name, value in made.items()}
+    feed = data.part(slice(model.batch or _PROBED))
     seconds = []
     for _ in range(_TIMES):
         started = time.perf_counter()
@@ -123,7 +125,9 @@ def _work(model: Model, blocks: Sequence[Block], sizes: Mapping[str, int], recip
     settings = recipe.settings()
     batch = max(_BATCH, settings.batch_size if settings.iterations else 0)
     seen, learned = _SEEN * _BATCH * sum(made.values()), _LEARNED * batch * max(made.values())
-    return max(seen, learned) if model.batched else max(seen // _BATCH, learned // batch)
+    if model.batch is None:
+        return max(seen, learned)
+    return max(seen // _BATCH, learned // batch) * model.batch
 
 
 def _passes(samples: int, recipe: Recipe) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from onnxbrecq.blockwise import Task, walk
-from onnxbrecq.calibrate import calibrate
+from onnxbrecq.calibrate import calibrate, without_range
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
@@ -20,12 +20,13 @@ from onnxbrecq.emit.targets import ORT_CPU, ORT_CPU_AVX2, Target, target_by_name
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
+from onnxbrecq.graph.check import check_structure
 from onnxbrecq.graph.fork import fork
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
 from onnxbrecq.graph.points import find_points
 from onnxbrecq.graph.skeleton import skeleton
-from onnxbrecq.graph.write import contents, is_large, places
+from onnxbrecq.graph.write import contents, places
 from onnxbrecq.output import claim, write_together
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
@@ -99,7 +100,7 @@ def quantize(
         float_model = load(source)
         for place in places(destination, float_model.source_bytes):
             claim(place, force=force, sources=float_model.files)
-        samples = _samples(data, float_model, recipe)
+        samples, cut = _samples(data, float_model, recipe)
         if recipe.activations is not None and recipe.activations < 8:
             float_model = fork(float_model)
     target, notes = _target(recipe)
@@ -112,11 +113,12 @@ def quantize(
     storage = Storage(max(ahead.room, 0), folder.parent)
     with clock.stage("load"):
         samples = samples if samples is data else storage.kept(samples)
-        labelled = _labelled(evaluation, float_model, recipe)
+        labelled, more = _labelled(evaluation, float_model, recipe)
         if labelled is not None and labelled is not evaluation:
             labelled = storage.kept(labelled)
     with clock.stage("calibrate"):
         plan = calibrate(float_model, points, samples, recipe, progress=progress)
+    notes = (*notes, *cut, *more, *_left_float(without_range(points, plan, recipe)))
     task = Task(float_model, blocks, points, samples, recipe, target, storage)
     with opened(folder, _key(task), resume=resume) as state:
         with clock.stage("reconstruct"):
@@ -159,8 +161,10 @@ def validate(
     with clock.stage("load"):
         float_model = load(Path(reference))
         proto, files = read(destination)
-        labelled = _labelled(evaluation, float_model, recipe)
-        samples = labelled or _samples(data, float_model, recipe)
+        labelled, notes = _labelled(evaluation, float_model, recipe)
+        samples = labelled
+        if samples is None:
+            samples, notes = _samples(data, float_model, recipe)
     with clock.stage("validate"):
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
@@ -168,20 +172,37 @@ def validate(
         )  # fmt: skip
     return _result(
         float_model, files, proto,
-        blocks=(), validation=validation, recipe=recipe, clock=clock, notes=(),
+        blocks=(), validation=validation, recipe=recipe, clock=clock, notes=notes,
     )  # fmt: skip
 
 
-def _samples(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> Dataset:
-    if isinstance(data, Dataset):
-        return data
-    return sources.calibration(None if data is None else str(data), model, recipe.preprocess)
+_Read = tuple[Dataset, tuple[str, ...]]  # samples, and what a user should know of them
 
 
-def _labelled(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> Dataset | None:
+def _samples(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> _Read:
     if isinstance(data, Dataset):
-        return data
-    return sources.evaluation(None if data is None else str(data), model, recipe.preprocess)
+        return _whole(data, model)
+    found = sources.calibration(None if data is None else str(data), model, recipe.preprocess)
+    return _whole(found, model)
+
+
+def _labelled(
+    data: PathLike | Dataset | None, model: Model, recipe: Recipe
+) -> _Read | tuple[None, tuple[str, ...]]:
+    if isinstance(data, Dataset):
+        return _whole(data, model)
+    found = sources.evaluation(None if data is None else str(data), model, recipe.preprocess)
+    return (None, ()) if found is None else _whole(found, model)
+
+
+def _whole(data: Dataset, model: Model) -> _Read:
+    """The data in whole batches, as a model takes it, and a line on what was left out."""
+    kept = data.whole(model.file_batch)
+    left = len(data) - len(kept)
+    if not left:
+        return kept, ()
+    note = f"the last {left} samples are left out: the model takes {model.file_batch} at a time"
+    return kept, (f"{data.origin}: {note}" if data.origin else note,)
 
 
 def _target(recipe: Recipe) -> tuple[Target, tuple[str, ...]]:
@@ -204,6 +225,14 @@ def _target(recipe: Recipe) -> tuple[Target, tuple[str, ...]]:
     return target, (note,)
 
 
+def _left_float(tensors: Sequence[str]) -> tuple[str, ...]:
+    """What a user should know of tensors without a range: a line for all of them."""
+    if not tensors:
+        return ()
+    named = ", ".join(repr(name) for name in tensors[:4]) + (", ..." if tensors[4:] else "")
+    return (f"{named} stay float: infinite, or without any value, on the calibration data",)
+
+
 def _key(task: Task) -> dict[str, object]:
     """What a block's decisions depend on."""
     inputs = digest(task.data.inputs)
@@ -222,8 +251,9 @@ def _check(proto: onnx.ModelProto, recipe: Recipe) -> None:
         ModelError: the runtime's.
     """
     try:
-        standard = all(node.domain in STANDARD_DOMAINS for node in proto.graph.node)
-        onnx.checker.check_model(skeleton(proto) if is_large(proto) else proto, full_check=standard)
+        check_structure(proto)
+        if all(node.domain in STANDARD_DOMAINS for node in proto.graph.node):
+            onnx.shape_inference.infer_shapes(skeleton(proto), check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise EmissionError(f"the emitted model is not valid ONNX: {error}") from error
     Session(proto, threads=recipe.threads)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxbrecq import blockwise
-from onnxbrecq.blockwise import Task, Walk, walk
+from onnxbrecq.blockwise import Task, Walk, relative_error, walk
 from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.targets import ORT_CPU
@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_plan(model: Model, data: Dataset) -> None:
 def test_few_samples_do_both_many_are_parted() -> None:
     def parted(count: int) -> tuple[BlockData, BlockData]:
         x = np.arange(count, dtype=np.float32)[:, None]
-        return blockwise._parted(BlockData({"x": x}, {"x": x}, {"y": x}, {}))
+        return blockwise._parted(BlockData({"x": x}, {"x": x}, {"y": x}, {}), 1)
 
     few = parted(63)
     assert few[0] is few[1]
@@ -130,3 +130,23 @@ def test_few_samples_do_both_many_are_parted() -> None:
     values = np.concatenate([part.inputs["x"][:] for part in (seen, held)])
     np.testing.assert_array_equal(np.sort(values[:, 0]), np.arange(100))
     np.testing.assert_array_equal(held.targets["y"][2:4], [[23], [31]])
+
+
+def test_samples_that_go_together_are_not_parted() -> None:
+    x = np.arange(192, dtype=np.float32)[:, None]
+    held = blockwise._parted(BlockData({"x": x}, {"x": x}, {"y": x}, {}), 3)[1]
+    values = held.targets["y"][:6].reshape(-1)
+    np.testing.assert_array_equal(values, [21, 22, 23, 45, 46, 47])
+
+
+def test_outputs_without_a_row_for_each_sample_are_not_parted() -> None:
+    x = np.arange(100, dtype=np.float32)[:, None]
+    seen, held = blockwise._parted(BlockData({"x": x}, {"x": x}, {"y": x[:90]}, {}), 1)
+    assert seen is held
+
+
+def test_the_error_of_a_masked_output_is_that_of_what_is_open() -> None:
+    target = np.array([[1, -np.inf], [2, 2]], np.float32)
+    made = np.array([[1, 5], [2, 1]], np.float32)
+    assert relative_error({"y": made}, {"y": target}, {}) == 1 / 9
+    assert relative_error({"y": target}, {"y": target}, {}) == 0

@@ -117,10 +117,10 @@ def test_the_external_data_of_the_source_is_never_replaced(
             onnxbrecq.quantize(source, data, _RECIPE, output=tmp_path / output, force=True)
 
 
-def test_values_that_are_not_finite_are_found_where_they_arise(path: Path, data: Dataset) -> None:
+def test_values_that_are_no_numbers_are_found_where_they_arise(path: Path, data: Dataset) -> None:
     broken = np.array(data.inputs["x"])
     broken[3] = 3e38  # finite itself; the first convolution overflows
-    with pytest.raises(onnxbrecq.DataError, match="NaN or infinite"):
+    with pytest.raises(onnxbrecq.DataError, match="is NaN"):
         onnxbrecq.quantize(path, Dataset({"x": broken}), _RECIPE)
     assert not path.with_name("residual.quant.onnx").exists()
 

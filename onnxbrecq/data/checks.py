@@ -11,6 +11,7 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.model import Model
 
+_TEXT = ("U", "S", "O")  # kinds of numpy types that hold text
 _CHUNK = 64  # samples looked at together for NaN, so that the mask stays small
 
 
@@ -32,10 +33,13 @@ def checked(
     for name in model.inputs:
         _check_type(model, name, arrays[name].dtype, origin)
         _check_shape(model, name, arrays[name].shape, origin)
-    inputs = {name: np.ascontiguousarray(arrays[name]) for name in model.inputs}
+    inputs = {name: _contiguous(arrays[name]) for name in model.inputs}
     counts = {name: len(array) for name, array in inputs.items()}
     if len(set(counts.values())) > 1:
-        raise DataError(f"{origin}: the arrays hold different numbers of samples: {counts}")
+        raise DataError(
+            f"{origin}: the arrays hold different numbers of samples: {counts}; a sample is a row "
+            "of every array: give as many of each"
+        )
     samples = next(iter(counts.values()))
     if samples == 0:
         raise DataError(f"{origin}: holds no samples; give at least one")
@@ -75,20 +79,25 @@ def only_input(model: Model, origin: str) -> str:
 
 
 def input_type(model: Model, name: str) -> np.dtype[np.generic]:
-    """The numpy type of a graph input.
+    """The numpy type of a graph input; object for text.
 
     Raises:
-        DataError: it is no tensor of numbers.
+        DataError: it is no tensor.
     """
     kind = model.dtypes.get(name, 0)
-    if kind in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
-        raise DataError(f"the model's input {name!r} is not a tensor of numbers: not supported")
+    if kind == onnx.TensorProto.UNDEFINED:
+        raise DataError(
+            f"the model's input {name!r} is no tensor: not supported; make the part of the model "
+            "that takes tensors a model of its own"
+        )
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
 
 
 def _check_type(model: Model, name: str, found: np.dtype[np.generic], origin: str) -> None:
     wanted = input_type(model, name)
-    if found != wanted:
+    if wanted.kind == "O" and found.kind not in _TEXT:
+        raise DataError(f"{origin}: array {name!r} is {found}, but the model's input is text")
+    if wanted.kind != "O" and found != wanted:
         raise DataError(
             f"{origin}: array {name!r} is {found}, but the model's input is {wanted}; "
             f"convert it: array.astype({str(wanted)!r})"
@@ -104,10 +113,10 @@ def _check_shape(model: Model, name: str, found: tuple[int, ...], origin: str) -
             f"the model's input {name!r} is a scalar, so that samples cannot lie along its axis 0; "
             "make it a constant of the model"
         )
-    if wanted[0] not in (None, 1):
+    if wanted[0] not in (None, model.file_batch):
         raise DataError(
-            f"the model's input {name!r} takes exactly {wanted[0]} samples at a time; export the "
-            "model with a free batch dimension, or with batch 1"
+            f"the model's input {name!r} takes exactly {wanted[0]} samples at a time, another "
+            f"input {model.file_batch}; export the model with a free batch dimension"
         )
     fits = len(found) == len(wanted) and all(
         want in (None, have) for have, want in zip(found[1:], wanted[1:], strict=True)
@@ -119,8 +128,12 @@ def _check_shape(model: Model, name: str, found: tuple[int, ...], origin: str) -
         )
 
 
+def _contiguous(array: Array) -> Array:
+    return np.ascontiguousarray(array, str if array.dtype.kind in _TEXT else None)
+
+
 def _check_finite(name: str, array: Array, origin: str) -> None:
-    if array.dtype.kind in "iub":
+    if array.dtype.kind in ("i", "u", "b", "U"):
         return
     for start in range(0, len(array), _CHUNK):
         part = array[start : start + _CHUNK]

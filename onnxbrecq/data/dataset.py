@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxbrecq.errors import DataError
+
 Feed = Mapping[str, NDArray[np.generic]]
 Index = slice | NDArray[np.intp]
 
@@ -89,7 +91,26 @@ class Dataset:
         """A feed of some samples."""
         return {name: array[index] for name, array in self.inputs.items()}
 
+    def whole(self, batch: int | None) -> "Dataset":
+        """All samples but the last ones that are no whole batch of exactly `batch`.
+
+        Raises:
+            DataError: there is no whole batch.
+        """
+        if batch and len(self) < batch:
+            raise DataError(
+                f"{self.origin or 'the data'}: holds {len(self)} samples, but the model takes "
+                f"exactly {batch} at a time; give at least {batch}"
+            )
+        count = whole(len(self), batch)
+        return self if count == len(self) else self.head(count)
+
     def head(self, count: int) -> "Dataset":
         """The first `count` samples."""
         labels = None if self.labels is None else self.labels[:count]
         return Dataset(self.part(slice(count)), labels, self.origin)
+
+
+def whole(most: int, batch: int | None) -> int:
+    """The number of samples, at most `most`, that are whole batches of `batch`; at least one."""
+    return max(most // (batch or 1), 1) * (batch or 1)

@@ -99,9 +99,9 @@ def _per_sample(model: Model, tensor: str) -> bool:
     if value is None or model.dtypes.get(tensor) != onnx.TensorProto.FLOAT:
         return False
     dims = value.type.tensor_type.shape.dim
-    if not model.batched:
-        return bool(dims) and dims[0].dim_value == 1
-    return bool(dims) and dims[0].dim_param == BATCH
+    if not dims:
+        return False
+    return bool(dims[0].dim_param == BATCH if model.batched else dims[0].dim_value == model.batch)
 
 
 def _is_layer(node: onnx.NodeProto, model: Model) -> bool:

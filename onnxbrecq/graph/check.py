@@ -5,8 +5,8 @@ Nothing is executed, and nothing is read but the model in memory.
 
 import graphlib
 import math
+import re
 
-import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
@@ -16,17 +16,14 @@ from onnxbrecq.graph.model import STANDARD_DOMAINS, graphs, node_inputs, tensors
 from onnxbrecq.graph.skeleton import skeleton
 
 _OLDEST_OPSET = 7
-_QUANTIZED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
-     "MatMulInteger"}
-)  # fmt: skip
+_CONSTANTS_APART = 4  # the first IR version whose initializers need not be graph inputs
 
 
 def check(proto: onnx.ModelProto, constants: Constants, where: str) -> int:
     """The default domain's opset, after refusing what is not a valid float model.
 
-    Edits what runtimes forgive: nodes get into topological order, and a dimension of -1 becomes
-    unknown.
+    Edits what runtimes forgive: nodes get into topological order, a dimension of -1 becomes
+    unknown, the domain ai.onnx gets its short name, and constants need not be inputs.
 
     Raises:
         ModelError: one line, with the node or the tensor, and what to do.
@@ -38,12 +35,8 @@ def check(proto: onnx.ModelProto, constants: Constants, where: str) -> int:
             f"{where}: opset {opset} is not supported ({_OLDEST_OPSET} to {newest} are); "
             "export the model again with another opset_version"
         )
-    for node in proto.graph.node:
-        if node.op_type in _QUANTIZED and node.domain in (*STANDARD_DOMAINS, "com.microsoft"):
-            raise ModelError(
-                f"{where}: node {_named(node)} is a {node.op_type}: the model is "
-                "already quantized; give the float model"
-            )
+    _edit_domains(proto)
+    proto.ir_version = max(proto.ir_version, _CONSTANTS_APART)
     known = {function.name for function in proto.functions}
     for graph in graphs(proto.graph):
         for node in graph.node:
@@ -55,15 +48,41 @@ def check(proto: onnx.ModelProto, constants: Constants, where: str) -> int:
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         _edit_dimensions(value, where)
     _edit_order(proto.graph, where)
+    try:
+        check_structure(proto)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{where} is not valid ONNX: {_complaint(error)}") from error
+    return int(opset)
+
+
+def check_structure(proto: onnx.ModelProto) -> None:
+    """Has onnx's checker look at the model, its large constants aside.
+
+    Raises:
+        onnx.checker.ValidationError: it complains.
+    """
     bones = skeleton(proto)
     for value in (*bones.graph.input, *bones.graph.output):
         if value.type.HasField("tensor_type"):  # the checker wants a shape, runtimes do not
             value.type.tensor_type.shape.SetInParent()
-    try:
-        onnx.checker.check_model(bones)
-    except onnx.checker.ValidationError as error:
-        raise ModelError(f"{where} is not valid ONNX: {str(error).split('==>')[0]}") from error
-    return int(opset)
+    onnx.checker.check_model(bones)
+
+
+def _edit_domains(proto: onnx.ModelProto) -> None:
+    """Edits the model: ONNX's own operators are of the domain "", as onnx's tools expect."""
+    nodes = [node for graph in graphs(proto.graph) for node in graph.node]
+    nodes += [node for function in proto.functions for node in function.node]
+    owners = (proto, *proto.functions)
+    for named in (*nodes, *(entry for owner in owners for entry in owner.opset_import)):
+        if named.domain in STANDARD_DOMAINS:
+            named.domain = ""
+
+
+def _complaint(error: onnx.checker.ValidationError) -> str:
+    """What the checker says, on one line, with the node it says it of."""
+    said, *context = (" ".join(part.split()) for part in str(error).split("==>"))
+    node = re.search(r"Name: (?P<name>.*?) OpType: (?P<op>\S+)", " ".join(context))
+    return f"node {node['name']!r} ({node['op']}): {said}" if node else said
 
 
 def _check_operator(node: onnx.NodeProto, opset: int, where: str) -> None:
@@ -138,11 +157,6 @@ def _check_tensor(tensor: TensorProto, where: str) -> None:
     if tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
         return
     try:
-        array = numpy_helper.to_array(tensor)
+        numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
         raise ModelError(f"{where}: tensor {tensor.name!r} is damaged: {error}") from error
-    if not np.isfinite(array).all():
-        raise ModelError(
-            f"{where}: the constant {tensor.name!r} holds NaN or infinite values; repair the model "
-            "before quantizing it"
-        )

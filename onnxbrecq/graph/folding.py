@@ -3,6 +3,9 @@
 Besides nodes whose inputs are all constant: the Shape of a tensor whose dimensions are known, a
 single known dimension gathered from a Shape, and the shape of a Reshape that is known up to one
 dimension: the batch is copied from the input, any other is what is left. The like for an Expand.
+
+A DequantizeLinear is no exception: weights alone in integers become float. But where a node reads
+data in integers too, that is how it is deployed, and stays.
 """
 
 import math
@@ -35,9 +38,10 @@ def edit_constants(proto: onnx.ModelProto, large: Constants) -> bool:
     shapes = _shapes(graph)
     outputs = {value.name for value in graph.output}
     producer = {name: node for node in graph.node for name in node.output}
+    kept = outputs | _deployed(graph, producer)
     changed, folded = False, list[int]()
     for i, node in enumerate(graph.node):
-        if node.domain not in STANDARD_DOMAINS or any(name in outputs for name in node.output):
+        if node.domain not in STANDARD_DOMAINS or any(name in kept for name in node.output):
             continue
         values = _value(node, constants, shapes, producer, proto)
         if values is None:
@@ -52,6 +56,20 @@ def edit_constants(proto: onnx.ModelProto, large: Constants) -> bool:
     for i in reversed(folded):
         del graph.node[i]
     return changed or bool(folded)
+
+
+def _deployed(graph: onnx.GraphProto, producer: dict[str, onnx.NodeProto]) -> set[str]:
+    """What DequantizeLinear nodes make for readers of data in integers."""
+    levels = {
+        name: made.input[0] for name, made in producer.items() if made.op_type == "DequantizeLinear"
+    }
+    constants = {tensor.name for tensor in graph.initializer}
+    found: set[str] = set()
+    for node in graph.node:
+        reads = [name for name in node.input if name in levels]
+        if any(levels[name] not in constants for name in reads):
+            found.update(reads)
+    return found
 
 
 class _Known(Arrays):

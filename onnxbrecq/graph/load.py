@@ -4,10 +4,11 @@ Reading refuses, in one line, whatever cannot become a model; nothing of a file 
 external data stays inside the model's folder. What follows is `onnxbrecq.graph.normalise`.
 """
 
+import dataclasses
 import hashlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from onnx import TensorProto, external_data_helper
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.batch import edit_batch
 from onnxbrecq.graph.check import check
+from onnxbrecq.graph.check_layers import check_layers, check_unquantized
 from onnxbrecq.graph.constants import Constants, edit_together
 from onnxbrecq.graph.model import Model, tensors
 from onnxbrecq.graph.normalise import normalise
-from onnxbrecq.graph.precision import half_type
 from onnxbrecq.graph.wire import read_apart
 
 
@@ -51,25 +52,32 @@ def _canonical(
     """The canonical model of `proto` and its large `constants`, which are used up."""
     where = str(files[0]) if files else "the model"
     opset = check(proto, constants, where)
-    stored_type = half_type(proto) or TensorProto.FLOAT
-    canonical, notes = normalise(proto, constants, where)
-    signature = (tuple(canonical.graph.input), tuple(canonical.graph.output))
-    signature = tuple(tuple(_copied(v) for v in values) for values in signature)  # type: ignore[assignment]
-    batched = edit_batch(canonical)
-    if not batched:
-        notes = (*notes, "the batch size is fixed: samples are processed one by one")
-    edit_together(canonical.graph, constants)
-    return Model(
-        canonical,
+    canonical = normalise(proto, constants, where)
+    graph = canonical.proto.graph
+    signature = tuple(_copied(v) for v in graph.input), tuple(_copied(v) for v in graph.output)
+    batched = edit_batch(canonical.proto)
+    edit_together(graph, constants)
+    model = Model(
+        canonical.proto,
         signature,
         batched,
         sha256,
         size,
         opset,
         tuple(files),
-        notes,
-        stored_type,
+        canonical.notes,
+        canonical.stored_type,
     )
+    check_layers(model, where)
+    check_unquantized(model, where)
+    return dataclasses.replace(model, notes=(*model.notes, *_batch_notes(model)))
+
+
+def _batch_notes(model: Model) -> tuple[str, ...]:
+    if model.batch is None:
+        return ()
+    how = "one by one" if model.batch == 1 else f"{model.batch} at a time"
+    return (f"the batch size is fixed: samples are processed {how}",)
 
 
 def read(path: Path) -> tuple[onnx.ModelProto, list[Path]]:
@@ -128,9 +136,11 @@ def _edit_external(tensor: TensorProto, path: Path) -> None:
     location = _location(tensor)
     file = (folder / location).resolve()
     if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
+        linked = (folder / location).is_symlink()
+        remedy = "copy what the link leads to (cp -L)" if linked else "keep external data"
         raise ModelError(
             f"{path}: tensor {tensor.name!r} refers to {location!r}, outside the model's "
-            "folder; keep external data beside the model"
+            f"folder; {remedy} beside the model"
         )
     if not file.is_file():
         raise ModelError(
@@ -138,16 +148,27 @@ def _edit_external(tensor: TensorProto, path: Path) -> None:
             "copy it beside the model"
         )
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    offset = int(entries.get("offset", 0))
     needed = math.prod(tensor.dims) * _item_bits(tensor) // 8
-    if int(entries.get("length", needed)) != needed or offset + needed > file.stat().st_size:
+    offset, length = (_count(path, tensor, entries, key) for key in ("offset", "length"))
+    if length not in (None, needed) or (offset or 0) + needed > file.stat().st_size:
         raise ModelError(
-            f"{path}: tensor {tensor.name!r} needs {needed} bytes at {offset} of {location!r}, "
-            "which does not hold them; copy the file again"
+            f"{path}: tensor {tensor.name!r} needs {needed} bytes at {offset or 0} of "
+            f"{location!r}, which does not hold them; copy the file again"
         )
     external_data_helper.load_external_data_for_tensor(tensor, str(folder))
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
+
+
+def _count(path: Path, tensor: TensorProto, entries: Mapping[str, str], key: str) -> int | None:
+    """An entry that counts bytes; None if it is not there."""
+    entry = entries.get(key)
+    if entry is not None and not entry.isdecimal():
+        raise ModelError(
+            f"{path}: the external data of tensor {tensor.name!r} has the {key} {entry!r}, which "
+            "is no number of bytes; export the model again"
+        )
+    return None if entry is None else int(entry)
 
 
 def _item_bits(tensor: TensorProto) -> int:

@@ -71,10 +71,16 @@ class Model:
         return tuple(value.name for value in self.proto.graph.output)
 
     @cached_property
-    def one_by_one(self) -> bool:
-        """Whether the file, and so the emitted model, takes one sample at a time."""
+    def file_batch(self) -> int | None:
+        """Samples that the file, and so the emitted model, takes at a time; None: any number."""
         shapes = [value.type.tensor_type.shape for value in self.signature[0]]
-        return not self.batched or any(s.dim and s.dim[0].dim_value == 1 for s in shapes)
+        fixed = max((s.dim[0].dim_value for s in shapes if s.dim), default=0)
+        return fixed or (None if self.batched else 1)
+
+    @property
+    def batch(self) -> int | None:
+        """Samples that this graph takes at a time; None: any number."""
+        return None if self.batched else self.file_batch
 
     @cached_property
     def initializers(self) -> Mapping[str, NDArray[np.generic]]:

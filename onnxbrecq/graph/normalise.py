@@ -5,6 +5,8 @@ passes that rewrite nodes are in `onnxbrecq.graph.passes`. A function named `edi
 graph that it is given and says whether anything changed; `normalise` works on a copy.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 from onnx import inliner, numpy_helper
@@ -20,7 +22,7 @@ from onnxbrecq.graph.passes.layer_norm import edit_layer_normalization
 from onnxbrecq.graph.passes.order import edit_order
 from onnxbrecq.graph.passes.padding import edit_auto_pads, edit_pads
 from onnxbrecq.graph.passes.scales import edit_gemms, edit_scales
-from onnxbrecq.graph.precision import edit_precision, half_type
+from onnxbrecq.graph.precision import edit_precision, half_type, widening_obstacle
 from onnxbrecq.graph.skeleton import infer_shapes
 from onnxbrecq.graph.upgrade import edit_opset
 
@@ -31,10 +33,17 @@ _REWRITES = (
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 
 
-def normalise(
-    copy: onnx.ModelProto, constants: Constants, where: str
-) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The canonical form of `copy` (see `onnxbrecq.graph.model`), and notes for the user.
+@dataclass(frozen=True)
+class Canonical:
+    """A canonical model, notes for the user, and the type of float constants in the file."""
+
+    proto: onnx.ModelProto
+    notes: tuple[str, ...]
+    stored_type: int
+
+
+def normalise(copy: onnx.ModelProto, constants: Constants, where: str) -> Canonical:
+    """The canonical form of `copy` (see `onnxbrecq.graph.model`).
 
     `copy` is edited on the way, and of no use afterwards; `constants`, the large ones of either,
     are edited along.
@@ -48,7 +57,12 @@ def normalise(
     notes = edit_opset(copy, where)
     edit_sharing(copy.graph, constants)
     infer_shapes(copy, where)
-    if half_type(copy):
+    half, stored_type = half_type(copy), int(onnx.TensorProto.FLOAT)
+    obstacle = None if half is None else widening_obstacle(copy.graph)
+    if obstacle is not None:
+        notes = (*notes, f"half precision is kept, and not quantized: {obstacle}")
+    elif half is not None:
+        stored_type = half
         edit_precision(copy.graph, constants)
         infer_shapes(copy, where)
     while True:
@@ -64,7 +78,7 @@ def normalise(
     edit_order(copy.graph)
     infer_shapes(copy, where)
     edit_names(copy.graph)
-    return copy, notes
+    return Canonical(copy, notes, stored_type)
 
 
 def _rewritten(proto: onnx.ModelProto, constants: Constants) -> bool:

@@ -14,6 +14,7 @@ One tensor has one quantizer, for all its readers. The bits asked for hold for w
 every other quantized tensor has 8.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -139,7 +140,7 @@ def activation_bounds(model: Model, tensor: str) -> tuple[bool, float | None]:
         if low is not None and high is not None and low.size == high.size == 1:
             bounds = float(low.reshape(())), float(high.reshape(()))
             if bounds[0] == 0 < bounds[1]:
-                return True, bounds[1]
+                return True, bounds[1] if math.isfinite(bounds[1]) else None
     return False, None
 
 
@@ -188,8 +189,11 @@ def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
     if node.op_type == "ConvTranspose":
         return "onnxruntime has no integer ConvTranspose kernel on CPU"
     if weight is None:
-        return "both inputs are activations"
-    if model.dtypes.get(node.input[1]) != _FLOAT or model.dtypes.get(node.input[0]) != _FLOAT:
+        return "already quantized" if _dequantized(model, node) else "both inputs are activations"
+    types = [model.dtypes.get(name, 0) for name in node.input[:2]]
+    if not all(types):
+        return f"the type of {node.input[0]!r} is not known; declare it in the model's value_info"
+    if types != [_FLOAT, _FLOAT]:
         return "not float32"
     if node.op_type == "MatMul" and weight.ndim != 2:
         return f"its constant has {weight.ndim} dimensions; 2 are needed"
@@ -205,6 +209,12 @@ def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
         if bias is not None and bias.shape != (channels,):
             return f"its bias has shape {bias.shape}, not ({channels},)"
     return None
+
+
+def _dequantized(model: Model, node: onnx.NodeProto) -> bool:
+    """Whether the node's operands come in integers, as the file has them."""
+    makers = [model.producer.get(name) for name in node.input[:2]]
+    return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
 
 def _edges(model: Model, layers: set[str]) -> set[str]:

@@ -9,6 +9,7 @@ import onnx
 
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.constants import is_large
+from onnxbrecq.graph.foreign import declared_types, infer_types
 from onnxbrecq.graph.symbols import edit_symbols
 
 SCALARS = (int, str)  # the types of protobuf fields of a model or graph that are set, not merged
@@ -58,22 +59,25 @@ def edit_from_skeleton(proto: onnx.ModelProto, bones: onnx.ModelProto) -> None:
 
 
 def infer_shapes(proto: onnx.ModelProto, where: str) -> None:
-    """Edits `proto`: the types of all tensors that inference can know, inferred anew.
+    """Edits `proto`: the types of all tensors that can be known, inferred anew where they can be.
 
     Raises:
         ModelError: inference contradicts what the model says of itself.
     """
+    declared = declared_types(proto.graph)
     del proto.graph.value_info[:]
+    proto.graph.value_info.extend(declared)
     bones = skeleton(proto)
     for value in bones.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        found = onnx.shape_inference.infer_shapes(bones, data_prop=True)
+        found = infer_types(bones)
     except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise ModelError(f"{where}: shape inference fails: {error}") from error
+    del proto.graph.value_info[:]
     proto.graph.value_info.extend(found.graph.value_info)
-    for declared, inferred in zip(proto.graph.output, found.graph.output, strict=True):
-        _edit_output(declared, inferred, where)
+    for output, inferred in zip(proto.graph.output, found.graph.output, strict=True):
+        _edit_output(output, inferred, where)
     edit_symbols(proto.graph)
 
 

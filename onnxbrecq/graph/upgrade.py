@@ -3,6 +3,7 @@
 onnx's version converter does the work. Where it changes what a node computes, this module steps in:
 
     Hardmax              flattens behind `axis` up to opset 12, and goes along `axis` from 13 on
+    Pad-2                has a value in every mode; later ones take it for constants only
     Upsample, Resize-10  take output index i from input index i / scale, which Resize calls
                          asymmetric, rounded down; Resize-10 rounds up where it shrinks
 """
@@ -14,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper, version_converter
 
 from onnxbrecq.errors import ModelError
-from onnxbrecq.graph.model import STANDARD_DOMAINS, graphs
+from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, graphs
 from onnxbrecq.graph.skeleton import edit_from_skeleton, skeleton
 
 OPSET = 21  # packed 4-bit tensors exist from here on
@@ -41,6 +42,7 @@ def edit_opset(proto: onnx.ModelProto, where: str) -> tuple[str, ...]:
     if opset < _ALONG_AXIS:
         for graph in graphs(source.graph):
             _edit_hardmax(graph)
+            _edit_unread_values(graph)
     try:
         upgraded = version_converter.convert_version(source, OPSET)
     except _REFUSALS as error:
@@ -78,6 +80,17 @@ def _edit_hardmax(graph: onnx.GraphProto) -> None:
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(copies)
+
+
+def _edit_unread_values(graph: onnx.GraphProto) -> None:
+    """Edits the graph: a Pad that copies what is there loses the value that it does not read."""
+    for node in graph.node:
+        if node.op_type != "Pad" or attribute(node, "mode", b"constant") == b"constant":
+            continue
+        kept = [a for a in node.attribute if a.name != "value"]
+        copies = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in kept]
+        del node.attribute[:]
+        node.attribute.extend(copies)
 
 
 def _edit_resizes(source: onnx.GraphProto, graph: onnx.GraphProto, resizes: set[str]) -> None:

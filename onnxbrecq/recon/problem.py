@@ -35,7 +35,7 @@ class BlockData:
     weights: Arrays
 
     def __len__(self) -> int:
-        return len(next(iter(self.targets.values())))
+        return len(next(iter(self.inputs.values())))
 
     def at(self, index: NDArray[np.intp]) -> "BlockData":
         """Some of the samples."""

@@ -140,7 +140,7 @@ class Storage:
         """Whether `room` may lie in memory; what no file can hold has to."""
         used = sum(samples.held for samples in self._alive)
         fits = self._limit is None or used + room.nbytes <= self._limit
-        return fits or not room.nbytes or room.dtype.hasobject
+        return fits or not room.nbytes or room.dtype.kind in "OU"
 
     def _held(self, samples: Stored) -> Stored:
         self._alive.add(samples)

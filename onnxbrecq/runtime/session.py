@@ -89,6 +89,8 @@ class Session:
     def run(self, feed: Feed) -> Outputs:
         """Every graph output by name, for one feed of every graph input.
 
+        A sequence or a map is one row of all the values in it.
+
         Raises:
             ModelError: onnxruntime refuses the feed or fails in a kernel.
         """
@@ -102,7 +104,7 @@ class Session:
             values = self._ort.run(None, {name: feed[name] for name in self.inputs})
         except ORT_ERRORS as error:
             raise ModelError(f"onnxruntime cannot run the model: {explained(error)}") from error
-        return dict(zip(self.outputs, values, strict=True))
+        return dict(zip(self.outputs, map(_array, values), strict=True))
 
 
 def run_batches(
@@ -196,6 +198,17 @@ def explained(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     return re.sub(r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\)\s*(const )?", "", text)
+
+
+def _array(value: object) -> NDArray[np.generic]:
+    """A tensor as it is; of sequences, maps and absent values one row of what they hold."""
+    if isinstance(value, np.ndarray):
+        return value
+    if value is None or isinstance(value, list | dict):
+        parts = list(value.values() if isinstance(value, dict) else value or ())
+        rows = [_array(part).reshape(-1) for part in parts]
+        return np.concatenate(rows) if rows else np.zeros(0, np.float32)
+    return np.asarray(value)
 
 
 def _unloadable(model: onnx.ModelProto | Path, error: Exception) -> ModelError:

@@ -129,8 +129,8 @@ def joined(parts: Sequence[Predictions | None]) -> Predictions | None:
 
 
 def agreement(predictions: Predictions | None) -> float | None:
-    """Percent of samples of the same class; None without classes."""
-    if predictions is None:
+    """Percent of samples of the same class; None without classes, or without rows of them."""
+    if predictions is None or not len(predictions.reference):
         return None
     same = int(np.count_nonzero(predictions.reference == predictions.quantized))
     return 100 * same / len(predictions.reference)

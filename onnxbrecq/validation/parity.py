@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.dataset import Dataset, whole
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.report.result import Parity
 from onnxbrecq.runtime.session import Session, paired_runs
@@ -48,9 +48,8 @@ def parity(
     """
     plain = Session(quantized, optimize=False, threads=threads)
     scales = output_scales(onnx.load(quantized))
-    runs = paired_runs(
-        plain, optimized, data.head(SAMPLES), batch_size, progress=progress, stage="parity"
-    )
+    some = data.head(whole(SAMPLES, batch_size))
+    runs = paired_runs(plain, optimized, some, batch_size, progress=progress, stage="parity")
     counts, predictions, first = [], [], plain.outputs[0]
     for expected, actual in runs:
         counts += [_count(expected[name], actual[name], scale) for name, scale in scales.items()]

@@ -61,7 +61,7 @@ def validate(
     floating = Session(reference.proto, threads=threads)
     _check_interface(quantized, optimized, floating)
     data = samples if labelled is None else labelled
-    batch = 1 if reference.one_by_one else _BATCH
+    batch = reference.file_batch or _BATCH
     comparison = compare(floating, optimized, data, batch, progress=progress)
     accuracy = _accuracy(data, comparison) if labelled is not None else None
     nearness = fidelity(comparison)
@@ -100,7 +100,9 @@ def _execution(quantized: Path, reference: Model, data: Dataset) -> Execution:
     covered = coverage(reference, executed(quantized))
     source = reference.path if reference.path and reference.path.exists() else reference.proto
     latency = paired_latency(
-        Session(quantized, threads=1), Session(source, threads=1), data.part(slice(1))
+        Session(quantized, threads=1),
+        Session(source, threads=1),
+        data.part(slice(reference.file_batch or 1)),
     )
     return Execution(
         provider=PROVIDER,

@@ -87,12 +87,12 @@ def test_labels_that_do_not_fit(single: Model, labels: np.ndarray, says: str) ->
         checked(single, {"image": ones(3, 3, 4, 6)}, labels, "here")
 
 
-def test_a_batch_fixed_to_more_than_one() -> None:
+def test_inputs_fixed_to_different_numbers_of_samples() -> None:
     model = from_proto(
         onnx.parser.parse_model(
             '<ir_version: 8, opset_import: ["": 17]>'
-            "g (float[4, 2] x) => (float[4, 2] y) { y = Relu(x) }"
+            "g (float[4, 2] x, float[3, 2] z) => (float[7, 2] y) { y = Concat <axis = 0> (x, z) }"
         )
     )
-    with pytest.raises(DataError, match="'x' takes exactly 4 samples at a time"):
-        checked(model, {"x": ones(8, 2)}, None, "here")
+    with pytest.raises(DataError, match="'z' takes exactly 3 samples at a time, another input 4"):
+        checked(model, {"x": ones(8, 2), "z": ones(8, 2)}, None, "here")

@@ -39,7 +39,7 @@ def test_many_samples_at_once_are_each_sample_alone(
     proto = _model(body, **constants)
     model = from_proto(proto)
     assert model.batched
-    assert model.one_by_one  # the file still takes one
+    assert model.file_batch == 1
     x = np.random.default_rng(0).normal(size=(3, 4, 6, 6)).astype(np.float32)
     alone = [Session(proto).run({"x": part[None]})["y"] for part in x]
     together = Session(model.proto).run({"x": x})["y"]
@@ -69,4 +69,43 @@ def test_a_declared_batch_is_believed_where_inference_loses_it() -> None:
     graph (float[batch, 4] x) => (float[batch, 4] y) {
         s = Shape (x) t = Abs (s) y = Reshape (x, t)
     }"""
+    assert from_proto(onnx.parser.parse_model(text)).batched
+
+
+@pytest.mark.parametrize("body", ["y = Relu (x)", "r = Relu (x) y = Reshape (r, s)"])
+def test_a_batch_fixed_to_several_samples_is_freed(body: str) -> None:
+    proto = _model(body, s=[3, 2, 12, 6])
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    model = from_proto(proto)
+    assert model.batched
+    assert model.file_batch == 3
+    x = np.random.default_rng(0).normal(size=(3, 4, 6, 6)).astype(np.float32)
+    source, made = (Session(p).run({"x": x})["y"] for p in (proto, model.proto))
+    np.testing.assert_array_equal(made, source)
+
+
+def test_what_holds_to_several_samples_is_processed_so_many_at_a_time() -> None:
+    proto = _model("r = Reshape (x, s) t = Reshape (r, u) y = Add (t, x)",
+                   s=[12, 36], u=[3, 4, 6, 6])  # fmt: skip
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    model = from_proto(proto)
+    assert model.batch == 3
+    assert "3 at a time" in model.notes[0]
+
+
+def test_two_inputs_whose_rows_meet_are_not_of_one_batch() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    graph (float[B, 4] q, float[K, 4] m) => (float[B, K] y) {
+        t = Transpose <perm = [1, 0]> (m) y = MatMul (q, t)
+    }"""
+    assert not from_proto(onnx.parser.parse_model(text)).batched
+
+
+def test_two_inputs_with_symbols_of_their_own_are_of_one_batch() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    graph (float[B, 4] q, float[K, 4] m) => (float[B, 4] y) { y = Add (q, m) }"""
     assert from_proto(onnx.parser.parse_model(text)).batched

@@ -23,7 +23,7 @@ def _proto(weight: np.ndarray | None = None, opset: int = 17) -> onnx.ModelProto
     return proto
 
 
-def _external(location: str, **entries: int) -> onnx.ModelProto:
+def _external(location: str, **entries: int | str) -> onnx.ModelProto:
     proto = _proto()
     tensor = proto.graph.initializer[0]
     tensor.ClearField("raw_data")
@@ -40,30 +40,17 @@ def _huge() -> onnx.ModelProto:
     return proto
 
 
-def _quantized() -> onnx.ModelProto:
-    proto = _proto()
-    node = helper.make_node("QuantizeLinear", ["y", "s"], ["z"], name="quantizer")
-    proto.graph.node.append(node)
-    proto.graph.initializer.append(numpy_helper.from_array(np.float32(1), "s"))
-    return proto
+def _quantized() -> bytes:
+    """A MatMul of integers in QDQ form, that ends in one of QLinear form."""
+    return _parsed("""s = Constant <value = float {0.5}> () z = Constant <value = uint8 {128}> ()
+        w = Constant <value = int8[4, 4] {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}> ()
+        q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) v = DequantizeLinear (w, s)
+        y = MatMul (d, v)""")
 
 
 def _parsed(body: str, takes: str = "float[N, 4] x", gives: str = "float[N, 4] y") -> bytes:
     head = f'<ir_version: 8, opset_import: ["" : 17]> net ({takes}) => ({gives})'
     return bytes(onnx.parser.parse_model(f"{head} {{ {body} }}").SerializeToString())
-
-
-def _nan_inside() -> bytes:
-    """A Constant in the branch of an If."""
-    value = numpy_helper.from_array(np.full(4, np.inf, np.float32))
-    gives = helper.make_tensor_value_info("t", TensorProto.FLOAT, [4])
-    branch = helper.make_graph(
-        [helper.make_node("Constant", [], ["t"], value=value)], "b", [], [gives]
-    )
-    node = helper.make_node("If", ["f"], ["y"], "fork", then_branch=branch, else_branch=branch)
-    takes = helper.make_tensor_value_info("f", TensorProto.BOOL, [])
-    graph = helper.make_graph([node], "g", [takes], [helper.make_tensor_value_info("y", 1, [4])])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
 
 
 def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
@@ -79,17 +66,19 @@ def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
         (lambda: onnx.ModelProto(ir_version=8).SerializeToString(), "no graph"),
         (_bytes(lambda: _proto(opset=6)), "opset 6 is not supported"),
         (_bytes(lambda: _proto(np.full((4, 3), np.nan, np.float32))), "'w' holds NaN"),
-        (_bytes(_quantized), "already quantized"),
+        (_quantized, "no layer has a float weight: .* already quantized"),
         (_bytes(_huge), "'w' declares"),
         (_bytes(lambda: _external("../outside.bin")), "outside the model's folder"),
         (_bytes(lambda: _external("/etc/passwd")), "outside the model's folder"),
         (_bytes(lambda: _external("missing.bin")), "is missing"),
         (_bytes(lambda: _external("short.bin")), "does not hold them"),
-        (_bytes(lambda: _external("link.bin")), "outside the model's folder"),
+        (_bytes(lambda: _external("link.bin")), "outside the model's folder; copy .*cp -L"),
+        (_bytes(lambda: _external("short.bin", offset="abc")), "'w' has the offset 'abc'"),
+        (_bytes(lambda: _external("short.bin", offset=-8)), "'w' has the offset '-8'"),
         (lambda: _parsed("[n1] a = Add (x, b) [n2] b = Relu (a) y = Relu (b)"),
          "the nodes 'n.', 'n.' wait for each other"),
         (lambda: _parsed("[first] y = MatMul (x, w)"), "node 'first' \\(MatMul\\) reads 'w'"),
-        (_nan_inside, "holds NaN or infinite"),
+        (lambda: _parsed("[odd] y = Relu <foo = 3> (x)"), "node 'odd' \\(Relu\\): .*foo"),
         (lambda: _parsed("y = Relu (x)", gives="float[N, 5] y"), "'y' is declared as .*, 5.*, 4"),
         (lambda: _parsed("y = Relu (x)", takes="float[-3, 4] x"), "'x' has the negative dimens"),
         (lambda: _parsed("y = Relu (x) y = Abs (x)"), "'y'"),
@@ -97,8 +86,9 @@ def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
         (_bytes(lambda: _proto(opset=99)), "opset 99 is not supported"),
     ],
     ids=["empty", "text", "truncated", "no-graph", "old-opset", "nan", "quantized", "huge",
-         "parent", "absolute", "missing", "short", "link", "cycle", "no-maker", "nan-inside",
-         "contradiction", "negative", "twice", "unknown-operator", "new-opset"],
+         "parent", "absolute", "missing", "short", "link", "offset", "before",
+         "cycle", "no-maker", "attribute", "contradiction", "negative", "twice",
+         "unknown-operator", "new-opset"],
 )  # fmt: skip
 def test_bad_files_get_one_line(tmp_path: Path, content: Callable[[], bytes], said: str) -> None:
     folder = tmp_path / "model"
@@ -168,6 +158,18 @@ def test_opsets_are_brought_up_to_21(opset: int) -> None:
     assert model.source_opset == opset
     x = np.ones((2, 4), np.float32)
     np.testing.assert_array_equal(Session(model.proto).run({"x": x})["y"], 4)
+
+
+def test_constants_of_an_old_ir_need_not_be_inputs() -> None:
+    proto = _proto(opset=9)
+    proto.ir_version = 3
+    assert from_proto(proto).inputs == ("x",)
+
+
+def test_the_long_name_of_the_default_domain_is_taken() -> None:
+    proto = _proto()
+    proto.graph.node[0].domain = "ai.onnx"
+    assert [node.domain for node in from_proto(proto).nodes] == [""]
 
 
 def test_nodes_out_of_order_are_sorted() -> None:

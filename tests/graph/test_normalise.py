@@ -6,6 +6,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnxbrecq.graph.load import from_proto
+from onnxbrecq.graph.points import find_points
 from onnxbrecq.runtime.session import Session
 
 _ROUNDING = 2e-6  # relative: weights folded in float64 and rounded to float32 once
@@ -148,3 +149,36 @@ def test_a_batch_that_cannot_be_freed_stays_with_a_note() -> None:
     model = from_proto(onnx.parser.parse_model(text))
     assert not model.batched
     assert "batch size is fixed" in model.notes[0]
+
+
+_LEVELS = np.random.default_rng(0).integers(-127, 127, (8, 4, 3, 3)).astype(np.int8)
+
+
+def _partly_quantized(data: str, opset: int) -> onnx.ModelProto:
+    """A Conv whose weight is in integers, and one whose weight is not."""
+    text = f"""
+    <ir_version: 8, opset_import: ["" : {opset}]>
+    graph (float[N, 4, 6, 6] x) => (float[N, A, B, C] y) {{
+        s = Constant <value = float {{0.01}}> () z = Constant <value = uint8 {{128}}> ()
+        u = DequantizeLinear (levels, s) {data} h = Conv (d, u) r = Relu (h) y = Conv (r, w)
+    }}"""
+    proto = _model("", {"w": (4, 8, 1, 1)}, text)
+    proto.graph.initializer.append(numpy_helper.from_array(_LEVELS, "levels"))
+    return proto
+
+
+@pytest.mark.parametrize("opset", [10, 13, 21])
+def test_weights_alone_in_integers_become_float(opset: int) -> None:
+    proto = _partly_quantized("d = Identity (x)", opset)
+    assert _same(proto, 5 * _ROUNDING) == ["Conv", "Relu", "Conv"]
+    assert [layer.op for layer in find_points(from_proto(proto)).layers.values()] == ["Conv"] * 2
+
+
+@pytest.mark.parametrize("opset", [10, 13, 21])
+def test_a_layer_that_computes_in_integers_already_stays(opset: int) -> None:
+    data = "q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z)"
+    proto = _partly_quantized(data, opset)
+    assert _same(proto, 5 * _ROUNDING).count("DequantizeLinear") == 2
+    points = find_points(from_proto(proto))
+    assert len(points.layers) == 1
+    assert [n.reason for n in points.float_nodes if n.op == "Conv"] == ["already quantized"]

@@ -47,6 +47,10 @@ _OLD = {
     "slice-attributes": ([7, 9], "y = Slice <axes = [1, 2], starts = [1, 0], ends = [3, -1]> (x)"),
     "pad-attributes": ([7, 10], "y = Pad <pads = [0, 0, 1, 1, 0, 0, 2, 2], value = 0.5> (x)"),
     "pad-reflect": ([7, 10], 'y = Pad <mode = "reflect", pads = [0, 0, 1, 1, 0, 0, 2, 2]> (x)'),
+    "pad-reflect-value": ([7, 10], 'y = Pad <mode = "reflect", value = 0.5, '
+                          "pads = [0, 0, 1, 1, 0, 0, 2, 2]> (x)"),
+    "pad-edge-value": ([7, 10], 'y = Pad <mode = "edge", value = 0.0, '
+                       "pads = [0, 0, 1, 1, 0, 0, 2, 2]> (x)"),
     "pad-conv": ([7, 10], "h = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1]> (x) y = Conv (h, w)"),
     "top-k": ([7, 9], "y, i = TopK <axis = 1, k = 2> (x)"),
     "gemm": ([7, 9, 10], "h = Flatten <axis = 3> (x) y = Gemm (h, m, row)"),

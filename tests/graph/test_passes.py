@@ -155,6 +155,32 @@ def test_padding_of_named_axes_goes_into_a_convolution() -> None:
     assert _operators(_model(body, opset=18)) == ["Conv"]
 
 
+def _padded_pooling(filling: float, pooling: str) -> list[str]:
+    pads = "p = Constant <value = int64[8] {0, 0, 0, 0, 0, 0, 1, 1}> ()"
+    pool = f"MaxPool <kernel_shape = [3, 3], {pooling}>"
+    proto = _model(f"{pads} h = Pad (x, p, filling) y = {pool} (h)")
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(filling), "filling"))
+    return _operators(proto)
+
+
+def test_padding_with_minus_infinity_goes_into_a_max_pool() -> None:
+    assert _padded_pooling(-np.inf, "strides = [2, 2], pads = [1, 1, 0, 0]") == ["MaxPool"]
+
+
+@pytest.mark.parametrize(
+    ("filling", "pooling"),
+    [
+        (0, "strides = [2, 2]"),
+        (9, "strides = [2, 2]"),
+        (-np.inf, "strides = [2, 2], ceil_mode = 1"),
+        (-np.inf, "strides = [4, 4], pads = [0, 0, 2, 2]"),
+    ],
+    ids=["zeros", "nines", "ceil", "wide"],
+)
+def test_other_padding_of_a_max_pool_stays(filling: float, pooling: str) -> None:
+    assert _padded_pooling(filling, pooling) == ["Pad", "MaxPool"]
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -12,7 +12,7 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.targets import target_by_name
 from onnxbrecq.graph.load import from_proto
-from onnxbrecq.graph.precision import half_type
+from onnxbrecq.graph.points import find_points
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.runtime.session import Session
@@ -63,10 +63,38 @@ def test_casts_between_precisions_disappear() -> None:
     assert [node.op_type for node in model.nodes] == ["MatMul", "Exp", "Relu"]
 
 
-def test_custom_domains_keep_their_types(half: onnx.ModelProto) -> None:
-    half.graph.node[1].domain = "my.domain"
-    half.opset_import.append(onnx.helper.make_opsetid("my.domain", 1))
-    assert half_type(half) is None
+def _foreign(half: onnx.ModelProto, domain: str, op: str) -> onnx.ModelProto:
+    """The network with another operator in the place of its first Relu."""
+    half.graph.node[1].domain, half.graph.node[1].op_type = domain, op
+    half.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    return half
+
+
+def test_a_node_of_another_domain_keeps_its_types_between_casts(
+    half: onnx.ModelProto, data: Dataset
+) -> None:
+    proto = _foreign(half, "com.microsoft", "QuickGelu")
+    model = from_proto(proto)
+    gelu = next(node for node in model.nodes if node.op_type == "QuickGelu")
+    assert model.dtypes[gelu.input[0]] == model.dtypes[gelu.output[0]] == TensorProto.FLOAT16
+    assert len(find_points(model).layers) == 4
+    feed = {"x": np.asarray(data.inputs["x"], np.float16)}
+    expected, made = (
+        Session(p).run(feed)["logits"].astype(np.float32) for p in (half, model.proto)
+    )
+    np.testing.assert_allclose(made, expected, atol=9 * _HALF * float(np.abs(expected).max()))
+
+
+def test_half_precision_that_nobody_can_follow_is_kept_and_noted(half: onnx.ModelProto) -> None:
+    model = from_proto(_foreign(half, "my.domain", "Odd"))
+    assert any("my.domain.Odd" in note and "declare it" in note for note in model.notes)
+    assert model.stored_type == TensorProto.FLOAT
+    half.graph.value_info.append(
+        onnx.helper.make_tensor_value_info("r", TensorProto.FLOAT16, ["N", 8, 8, 8])
+    )
+    declared = from_proto(half)
+    assert declared.stored_type == TensorProto.FLOAT16
+    assert len(find_points(declared).layers) == 4
 
 
 def test_what_stays_float_is_stored_in_half_precision(half: onnx.ModelProto) -> None:

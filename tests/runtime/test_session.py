@@ -170,3 +170,24 @@ def test_a_model_beyond_protobuf_goes_through_a_file(
     outputs = Session(big, optimize=optimize, threads=1).run({"x": np.eye(40, dtype=np.float32)})
     np.testing.assert_array_equal(outputs["y"], weight)
     assert big.SerializeToString() == before
+
+
+def test_a_sequence_is_one_row_of_its_values() -> None:
+    proto = model(f"""{HEADER} net (float[N, 4] x) => (seq(float[N, 2]) y) {{
+        two = Constant <value = int64 {{2}}> () y = SplitToSequence <axis = 1> (x, two) }}""")
+    made = Session(proto).run({"x": np.arange(8, dtype=np.float32).reshape(2, 4)})["y"]
+    np.testing.assert_array_equal(made, [0, 1, 4, 5, 2, 3, 6, 7])
+
+
+def test_maps_are_one_row_of_their_values() -> None:
+    """What classifiers of scikit-learn end in."""
+    proto = model(f"{HEADER} net (float[N, 2] x) => (float y) {{ y = Relu (x) }}")
+    proto.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 1))
+    node = onnx.helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml",
+                                 classlabels_strings=["cat", "dog"])  # fmt: skip
+    proto.graph.node[0].CopyFrom(node)
+    scores = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+    named = onnx.helper.make_map_type_proto(onnx.TensorProto.STRING, scores)
+    proto.graph.output[0].type.CopyFrom(onnx.helper.make_sequence_type_proto(named))
+    made = Session(proto).run({"x": np.array([[1, 2], [3, 4]], np.float32)})["y"]
+    np.testing.assert_array_equal(made, [1, 2, 3, 4])
