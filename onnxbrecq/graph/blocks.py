@@ -36,8 +36,6 @@ _ACTIVATIONS = frozenset(
      "Elu", "Selu", "Softmax", "Mish", "Softplus", "Erf"}
 )  # fmt: skip
 
-_INVENTED = "unk__"  # how onnx's shape inference names a symbol of its own
-
 
 @dataclass(frozen=True)
 class Block:
@@ -103,13 +101,7 @@ def _per_sample(model: Model, tensor: str) -> bool:
     dims = value.type.tensor_type.shape.dim
     if not dims:
         return False
-    if not model.batched:
-        return bool(dims[0].dim_value == model.batch)
-    # Where nothing but the batch is free, a symbol that shape inference made up comes from it.
-    free = [d for v in model.proto.graph.input for d in v.type.tensor_type.shape.dim[1:]]
-    alone = all(d.HasField("dim_value") for d in free)
-    symbol = dims[0].dim_param
-    return bool(symbol == BATCH or (alone and symbol.startswith(_INVENTED)))
+    return bool(dims[0].dim_param == BATCH if model.batched else dims[0].dim_value == model.batch)
 
 
 def _is_layer(node: onnx.NodeProto, model: Model) -> bool:

@@ -7,6 +7,8 @@ each symbol is followed as a multiple of one of the inputs':
                                                 [9 N, 49, 96]   -> [-1, 3, 3, 7, 7, 96]     N again
     Add ...   of the same multiples:            [N, 96] + [1 N, 96] -> [?, 96]              N
     Expand    to a shape computed from others:  Shape(x)[0] * 9 -> [?, 49, 96]              9 N
+              with -1 for "as it is":           Where(shape == -1, 1, shape)
+    Concat    keeps all dimensions but one:     [N, 1, 96] and [N, 49, 96] -> [?, 50, 96]   N
 
 Attention within windows would lose the batch otherwise.
 """
@@ -73,6 +75,11 @@ class _Found:
             known = _broadcast([r and r[:-_MATRIX] for r in read], len(made) - _MATRIX)
         elif node.op_type in _BROADCASTING:
             known = _broadcast(read, len(made))
+        elif node.op_type == "Concat":
+            axis = attribute(node, "axis")
+            assert isinstance(axis, int)
+            known = _broadcast(read, len(made))
+            known[axis] = made[axis]
         else:
             return
         for symbol, number in zip(self._dims[node.output[0]], known, strict=False):
@@ -112,6 +119,10 @@ class _Found:
                 values = [data[i] if isinstance(i, int) and i < len(data) else None for i in index]
         elif node.op_type == "Mul":
             values = _product(*(self._values(name) for name in node.input))
+        elif node.op_type == "Equal":
+            values = _equal(*(self._values(name) for name in node.input))
+        elif node.op_type == "Where":
+            values = _chosen(*(self._values(name) for name in node.input))
         if values is not None:
             self._numbers[node.output[0]] = values
 
@@ -126,6 +137,34 @@ def _product(a: list[_Number] | None, b: list[_Number] | None) -> list[_Number] 
                 return [(second[0], second[1] * first)]
             return [None if second is None else first * second]
     return [None]
+
+
+def _equal(a: list[_Number] | None, b: list[_Number] | None) -> list[_Number] | None:
+    """1 where two lists hold the same number, else 0: a multiple of a dimension is not negative."""
+    if a is None or b is None or len(a) != len(b):
+        return None
+    return [_same(*pair) for pair in zip(a, b, strict=True)]
+
+
+def _same(a: _Number, b: _Number) -> int | None:
+    if a is None or b is None:
+        return None
+    if isinstance(a, tuple) == isinstance(b, tuple):
+        return int(a == b) if isinstance(a, int) or a == b else None
+    number = a if isinstance(a, int) else b
+    return 0 if isinstance(number, int) and number < 0 else None
+
+
+def _chosen(
+    condition: list[_Number] | None, a: list[_Number] | None, b: list[_Number] | None
+) -> list[_Number] | None:
+    """The elements of `a` where the condition holds, else those of `b`."""
+    if condition is None or a is None or b is None or not len(condition) == len(a) == len(b):
+        return None
+    return [
+        None if which is None else first if which else second
+        for which, first, second in zip(condition, a, b, strict=True)
+    ]
 
 
 def _reshaped(before: list[_Number], after: list[_Number]) -> list[_Number]:

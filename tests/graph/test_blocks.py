@@ -217,7 +217,10 @@ def test_a_plain_chain_is_grouped_by_layers_and_by_weights(monkeypatch: pytest.M
     assert [len(block.weights) for block in _checked(model)] == [1] * 7
 
 
-def test_a_pyramid_with_heads_has_blocks_of_several_outputs() -> None:
+def test_a_pyramid_with_heads_has_blocks_of_several_outputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("onnxbrecq.graph.blocks.REGION_LAYERS", 3)
     net = Net(8, 8, 8)
     a = net.relu("x", 8, 8, 3)
     b = net.op("MaxPool", net.relu(a, 8, 8, 3), kernel_shape=[2, 2], strides=[2, 2])
@@ -225,7 +228,9 @@ def test_a_pyramid_with_heads_has_blocks_of_several_outputs() -> None:
     up = net.op("Resize", net.conv(b, 8, 8), "", scales, mode="nearest")
     fine = net.op("Add", net.conv(a, 8, 8), up)
     heads = [net.op("GlobalAveragePool", net.relu(y, 8, 4, 3)) for y in (fine, b)]
-    _checked(net.model(net.op("Concat", *heads, axis=1)))
+    blocks = _checked(net.model(net.op("Concat", *heads, axis=1)))
+    assert max(len(block.outputs) for block in blocks) == 2
+    assert max(len(block.weights) for block in blocks) <= 3
 
 
 def test_a_weight_that_is_computed_does_not_join_the_blocks() -> None:
@@ -297,6 +302,20 @@ def test_angles_of_positions_do_not_join_the_blocks(leading: tuple[int, ...]) ->
     for _ in range(3):
         turned = net.op("Add", net.op("Mul", x, cosine), net.op("Mul", x, sine))
         x = net.op("Add", x, net.linear(net.op("Relu", net.linear(turned, 8, 16)), 16, 8))
+    assert [len(block.weights) for block in _checked(net.model(x))] == [1, 2, 2, 2]
+
+
+def test_a_class_token_does_not_join_the_blocks() -> None:
+    """Expanded as PyTorch writes it, -1 for what stays: the batch is behind a Where and a Concat."""
+    net = Net(5, 8)
+    batch = net.op("Gather", net.op("Shape", "x"), net.fixed(np.asarray([0])), axis=0)
+    wanted = net.op("Concat", batch, net.fixed(np.asarray([-1, -1])), axis=0)
+    kept = net.op("Equal", wanted, net.fixed(np.asarray([-1, -1, -1])))
+    shape = net.op("Where", kept, net.fixed(np.asarray([1, 1, 1])), wanted)
+    x = net.op("Concat", net.op("Expand", net.constant(1, 1, 8), shape), "x", axis=1)
+    x = net.linear(x, 8, 8)
+    for _ in range(3):
+        x = net.op("Add", x, net.linear(net.op("Relu", net.linear(x, 8, 16)), 16, 8))
     assert [len(block.weights) for block in _checked(net.model(x))] == [1, 2, 2, 2]
 
 
