@@ -8,6 +8,7 @@ each symbol is followed as a multiple of one of the inputs':
     Add ...   of the same multiples:            [N, 96] + [1 N, 96] -> [?, 96]              N
     Expand    to a shape computed from others:  Shape(x)[0] * 9 -> [?, 49, 96]              9 N
               with -1 for "as it is":           Where(shape == -1, 1, shape)
+    Resize    keeps the dimensions of scale 1:  [N, 8, 4, 4] by 1, 1, 2, 2 -> [?, 8, 8, 8]  N
     Concat    keeps all dimensions but one:     [N, 1, 96] and [N, 49, 96] -> [?, 50, 96]   N
 
 Attention within windows would lose the batch otherwise.
@@ -80,11 +81,28 @@ class _Found:
             assert isinstance(axis, int)
             known = _broadcast(read, len(made))
             known[axis] = made[axis]
+        elif node.op_type == "Resize" and attribute(node, "axes") is None:
+            known = self._resized(node, read[0], made)
         else:
             return
         for symbol, number in zip(self._dims[node.output[0]], known, strict=False):
             if isinstance(symbol, str) and symbol and isinstance(number, tuple):
                 self._multiples.setdefault(symbol, number)
+
+    def _resized(
+        self, node: onnx.NodeProto, before: list[_Number], made: list[_Number]
+    ) -> list[_Number]:
+        """The dimensions behind a Resize: those of scale 1 stay, and sizes may be computed."""
+        scales, sizes = ([*node.input, "", ""][i] for i in (2, 3))
+        if sizes:
+            return self._values(sizes) or made
+        factors = numpy_helper.to_array(self._tensors[scales]) if scales in self._tensors else ()
+        if len(factors) != len(before):
+            return made
+        return [
+            old if factor == 1 else new
+            for old, new, factor in zip(before, made, factors, strict=True)
+        ]
 
     def _shape(self, name: str) -> list[_Number] | None:
         dims = self._dims.get(name)
@@ -117,6 +135,8 @@ class _Found:
             data, index = self._values(node.input[0]), self._values(node.input[1])
             if data is not None and index is not None:
                 values = [data[i] if isinstance(i, int) and i < len(data) else None for i in index]
+        elif node.op_type == "Slice":
+            values = self._sliced(node)
         elif node.op_type == "Mul":
             values = _product(*(self._values(name) for name in node.input))
         elif node.op_type == "Equal":
@@ -125,6 +145,15 @@ class _Found:
             values = _chosen(*(self._values(name) for name in node.input))
         if values is not None:
             self._numbers[node.output[0]] = values
+
+    def _sliced(self, node: onnx.NodeProto) -> list[_Number] | None:
+        """A piece of a list of numbers, cut at constants."""
+        data, *cuts = (self._values(name) if name else None for name in node.input)
+        bounds = [cut[0] if cut else None for cut in (*cuts[:2], cuts[3] if cuts[3:] else [1])]
+        if data is None or not all(isinstance(bound, int) for bound in bounds):
+            return None
+        start, end, step = (bound for bound in bounds if isinstance(bound, int))
+        return data[start:end:step]
 
 
 def _product(a: list[_Number] | None, b: list[_Number] | None) -> list[_Number] | None:

@@ -220,7 +220,7 @@ def test_a_plain_chain_is_grouped_by_layers_and_by_weights(monkeypatch: pytest.M
 def test_a_pyramid_with_heads_has_blocks_of_several_outputs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("onnxbrecq.graph.blocks.REGION_LAYERS", 3)
+    monkeypatch.setattr("onnxbrecq.graph.blocks.REGION_LAYERS", 2)
     net = Net(8, 8, 8)
     a = net.relu("x", 8, 8, 3)
     b = net.op("MaxPool", net.relu(a, 8, 8, 3), kernel_shape=[2, 2], strides=[2, 2])
@@ -230,7 +230,18 @@ def test_a_pyramid_with_heads_has_blocks_of_several_outputs(
     heads = [net.op("GlobalAveragePool", net.relu(y, 8, 4, 3)) for y in (fine, b)]
     blocks = _checked(net.model(net.op("Concat", *heads, axis=1)))
     assert max(len(block.outputs) for block in blocks) == 2
-    assert max(len(block.weights) for block in blocks) <= 3
+    assert max(len(block.weights) for block in blocks) <= 2
+
+
+def test_resizing_to_a_computed_size_keeps_the_batch() -> None:
+    """As PyTorch writes interpolate(size=...): the first two dimensions are a Slice of a Shape."""
+    net, x = Net(8, None, None), "x"
+    for _ in range(2):
+        x = _residual(net, x)
+        head = net.op("Slice", net.op("Shape", x), *(net.fixed(np.asarray([n])) for n in (0, 2, 0)))
+        size = net.op("Concat", head, net.fixed(np.asarray([12, 12])), axis=0)
+        x = net.op("Resize", x, "", "", size, mode="nearest")
+    assert [len(block.weights) for block in _checked(net.model(_residual(net, x)))] == [2, 2, 2]
 
 
 def test_a_weight_that_is_computed_does_not_join_the_blocks() -> None:
@@ -306,7 +317,7 @@ def test_angles_of_positions_do_not_join_the_blocks(leading: tuple[int, ...]) ->
 
 
 def test_a_class_token_does_not_join_the_blocks() -> None:
-    """Expanded as PyTorch writes it, -1 for what stays: the batch is behind a Where and a Concat."""
+    """Expanded as PyTorch writes it: the batch stands behind a Where and a Concat."""
     net = Net(5, 8)
     batch = net.op("Gather", net.op("Shape", "x"), net.fixed(np.asarray([0])), axis=0)
     wanted = net.op("Concat", batch, net.fixed(np.asarray([-1, -1])), axis=0)
