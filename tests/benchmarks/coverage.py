@@ -4,8 +4,8 @@
         [--only TEXT] [--redo] [--no-quantize] [--table docs/coverage.md]
 
 Each .onnx file is loaded, partitioned and imported into torch block by block, the blocks are run in
-torch and in onnxruntime on noise, and the model is quantized to 8 bits on eight samples with two
-steps a block: all in a process of its own, with limits on time and memory (`coverage_row.py`).
+torch and in onnxruntime on noise, and the model is quantized to 8 bits on eight samples at effort
+`fast`: all in a process of its own, with limits on time and memory (`coverage_row.py`).
 `export_torchvision.py` makes the models of torchvision. OUTPUT/results.json is written after each
 model, and what is there already is not measured again; the table is written at the end.
 """

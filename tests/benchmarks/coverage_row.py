@@ -29,7 +29,7 @@ from onnxbrecq.graph.layers import weight_layers
 from onnxbrecq.graph.load import load
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
-from onnxbrecq.recipe import Recipe, Reconstruction
+from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.bridge import BridgeError, TorchBlock, import_block
 from onnxbrecq.runtime.session import Session
 
@@ -192,11 +192,8 @@ def _chain_error(path: Path, probe: Arrays, outputs: Arrays) -> float | str:
 
 
 def measure_quantized(file: RowFile, path: Path, samples: Dataset, threads: int) -> None:
-    """Weights and activations of 8 bits, two steps a block: whether it comes through."""
-    recipe = Recipe(
-        weights=8, activations=8, effort="fast", threads=threads,
-        reconstruction=Reconstruction(start="nearest", iterations=2, step_search=False),
-    )  # fmt: skip
+    """Weights and activations of 8 bits at effort `fast`: whether it comes through."""
+    recipe = Recipe(weights=8, activations=8, effort="fast", threads=threads)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
