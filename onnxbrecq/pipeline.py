@@ -11,12 +11,12 @@ from pathlib import Path
 
 import onnx
 
-from onnxbrecq.blockwise import Task, walk
+from onnxbrecq.blockwise import walk
 from onnxbrecq.calibrate import calibrate, without_range
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
-from onnxbrecq.emit.targets import ORT_CPU, ORT_CPU_AVX2, Target, target_by_name
+from onnxbrecq.emit.targets import Target, target_for
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
@@ -28,6 +28,7 @@ from onnxbrecq.graph.points import find_points
 from onnxbrecq.graph.skeleton import skeleton
 from onnxbrecq.graph.write import contents, places
 from onnxbrecq.output import claim, write_together
+from onnxbrecq.parts import Task
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
@@ -101,8 +102,7 @@ def quantize(
         for place in places(destination, float_model.source_bytes):
             claim(place, force=force, sources=float_model.files)
         samples, cut = _samples(data, float_model, recipe)
-        if recipe.activations is not None and recipe.activations < 8:
-            float_model = fork(float_model)
+        float_model = fork(float_model, recipe.activations)
     target, notes = _target(recipe)
     points, blocks = find_points(float_model), partition(float_model)
     with clock.stage("forecast"):
@@ -207,22 +207,16 @@ def _whole(data: Dataset, model: Model) -> _Read:
 
 def _target(recipe: Recipe) -> tuple[Target, tuple[str, ...]]:
     """The runtime the model is for, and what its reader should know of this processor."""
-    if recipe.target is None:
-        if saturation_free():
-            return ORT_CPU, ()
-        note = (
-            "8-bit products saturate on this processor (no VNNI): 8-bit weights are stored "
-            "unsigned (target ort-cpu-avx2); --target ort-cpu is faster where VNNI exists"
-        )
-        return ORT_CPU_AVX2, (note,)
-    target = target_by_name(recipe.target)
-    if target.unsigned or saturation_free():
-        return target, ()
-    note = (
-        "8-bit products saturate on this processor (no VNNI): accuracy is better where VNNI "
-        "exists, and here with --target ort-cpu-avx2"
-    )
-    return target, (note,)
+    saturates = not saturation_free()
+    target = target_for(recipe.target, saturates=saturates)
+    known = "8-bit products saturate on this processor (no VNNI): "
+    if saturates and recipe.target is None:
+        known += "8-bit weights are stored unsigned (target ort-cpu-avx2); "
+        return target, (f"{known}--target ort-cpu is faster where VNNI exists",)
+    if saturates and not target.unsigned:
+        known += "accuracy is better where VNNI exists, "
+        return target, (f"{known}and here with --target ort-cpu-avx2",)
+    return target, ()
 
 
 def _left_float(tensors: Sequence[str]) -> tuple[str, ...]:

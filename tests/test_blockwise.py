@@ -3,14 +3,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from onnxbrecq import blockwise
-from onnxbrecq.blockwise import Task, Walk, relative_error, walk
+from onnxbrecq import blockwise, parts
+from onnxbrecq.blockwise import Walk, walk
 from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.targets import ORT_CPU
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
+from onnxbrecq.parts import Task, relative_error
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.progress import silent
 from onnxbrecq.recipe import Recipe, Reconstruction
@@ -76,9 +77,9 @@ def test_a_block_that_torch_cannot_import_is_an_island(
     model: Model, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: Model) -> None:
-        raise blockwise.BridgeError("node n (Odd-1): no converter")
+        raise parts.BridgeError("node n (Odd-1): no converter")
 
-    monkeypatch.setattr(blockwise, "import_block", refuse)
+    monkeypatch.setattr(parts, "import_block", refuse)
     task, plan = _task(model, data, reconstruction=_QUICK)
     walked = walk(task, plan, silent)
     _assert_weights_kept(walked, task, plan)
@@ -89,7 +90,7 @@ def test_a_block_that_torch_computes_otherwise_is_an_island(
     model: Model, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, plan = _task(model, data, reconstruction=_QUICK)
-    real = blockwise.import_block
+    real = parts.import_block
 
     def wrong(part: Model) -> object:
         block = real(part)
@@ -99,7 +100,7 @@ def test_a_block_that_torch_computes_otherwise_is_an_island(
         )
         return block
 
-    monkeypatch.setattr(blockwise, "import_block", wrong)
+    monkeypatch.setattr(parts, "import_block", wrong)
     walked = walk(task, plan, silent)
     _assert_weights_kept(walked, task, plan)
     assert all("torch differs" in (block.note or "") for block in walked.blocks)

@@ -45,10 +45,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "validation": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validation"),
     "calibrate": (*LEAVES, "graph", "data", "emit", "runtime"),
     "forecast": (*LEAVES, "graph", "data", "runtime"),
-    "blockwise": (*LEAVES, "graph", "data", "emit", "runtime", "recon", "report", "state"),
+    "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
+    "blockwise": (*LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts"),
     "pipeline": (
         *LEAVES, "output", "graph", "data", "emit", "runtime", "recon", "report", "validation",
-        "calibrate", "forecast", "blockwise", "state",
+        "calibrate", "forecast", "parts", "blockwise", "state",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.

@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 import onnxbrecq
-from onnxbrecq.blockwise import Task
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.graph.load import from_proto
+from onnxbrecq.parts import Task
 from onnxbrecq.pipeline import _key
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.runtime.session import Session

@@ -34,6 +34,21 @@ ORT_CPU_AVX2 = Target("ort-cpu-avx2", packed=True, unsigned=True, opset=25)
 _TARGETS = {target.name: target for target in (ORT_CPU, ORT_CPU_AVX2)}
 
 
+def target_for(name: str | None, *, saturates: bool) -> Target:
+    """The target called `name`; None: what runs exactly on this processor.
+
+    Args:
+        name: as on the command line, or None.
+        saturates: whether sums of products with signed 8-bit weights saturate here.
+
+    Raises:
+        RecipeError: there is no such target.
+    """
+    if name is None:
+        return ORT_CPU_AVX2 if saturates else ORT_CPU
+    return target_by_name(name)
+
+
 def target_by_name(name: str) -> Target:
     """The target called `name`.
 

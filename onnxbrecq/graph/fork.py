@@ -20,9 +20,12 @@ from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import INTEGER_OPERATORS, find_points
 
 
-def fork(model: Model) -> Model:
-    """A model that computes the same, with such a node in front of each such layer."""
-    shared = _shared(model)
+def fork(model: Model, activations: int | None) -> Model:
+    """A model that computes the same, with such a node in front of each such layer.
+
+    The model itself where layers read 8 bits (`activations`), or floats (None).
+    """
+    shared = _shared(model) if activations is not None and activations < 8 else {}
     if not shared:
         return model
     proto = onnx.ModelProto()

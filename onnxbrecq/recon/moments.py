@@ -55,16 +55,16 @@ class Moments(NamedTuple):
         )
 
 
-class Samples(NamedTuple):
+class Statistics(NamedTuple):
     """The moments of all samples, and of each half of them; None: there is but one sample."""
 
     whole: Moments
     halves: tuple[Moments, Moments] | None
 
-    def about_zero(self) -> "Samples":
+    def about_zero(self) -> "Statistics":
         """All of them about zero."""
         halves = self.halves and (self.halves[0].about_zero(), self.halves[1].about_zero())
-        return Samples(self.whole.about_zero(), halves)
+        return Statistics(self.whole.about_zero(), halves)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ def places_wanted(site: Site) -> int:
     return min(max(_PLACES * length, _FEWEST), _VALUES // (length * groups))
 
 
-def gather(site: Site, batches: Iterable[Batch], generator: torch.Generator) -> Samples | None:
+def gather(site: Site, batches: Iterable[Batch], generator: torch.Generator) -> Statistics | None:
     """The layer's moments; None where they are not finite.
 
     Where K is long, x is cut into pieces, each a group of its own: correlations between are left.
@@ -133,9 +133,9 @@ def gather(site: Site, batches: Iterable[Batch], generator: torch.Generator) -> 
     if not sums or not all(part.finite() for part in sums):
         return None
     if len(sums) == 1:
-        return Samples(sums[0].moments(), None)
+        return Statistics(sums[0].moments(), None)
     halves = sums[0].moments(), sums[1].moments()
-    return Samples(sums[0].joined(sums[1]).moments(), halves)
+    return Statistics(sums[0].joined(sums[1]).moments(), halves)
 
 
 class _Sums:

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxbrecq.data.dataset import Picked, Samples
+from onnxbrecq import affine
+from onnxbrecq.data.dataset import Index, Picked, Samples
+from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import Points
 from onnxbrecq.plan import QuantPlan, TensorQuant
 from onnxbrecq.recon.bridge import TorchBlock
@@ -75,6 +77,37 @@ class Decisions:
 
     tensors: Mapping[str, TensorQuant]
     biases: Mapping[str, NDArray[np.float32]]
+
+
+def on_grid(model: Model, plan: QuantPlan, inputs: Mapping[str, Samples]) -> dict[str, Samples]:
+    """The inputs as the block's quantizers leave them: graph inputs are quantized inside."""
+    found = dict(inputs)
+    for name in inputs:
+        if name in model.inputs and name in plan.tensors:
+            found[name] = _OnGrid(inputs[name], plan.tensors[name])
+    return found
+
+
+@dataclass(frozen=True)
+class _OnGrid:
+    """Samples that are quantized when they are read."""
+
+    samples: Samples
+    quant: TensorQuant
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.samples.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Index) -> NDArray[Any]:
+        return affine.dequantize(affine.quantize(self.samples[index], self.quant), self.quant)
 
 
 def picked(samples: Samples, index: NDArray[np.intp]) -> Tensor:

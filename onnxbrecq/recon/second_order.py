@@ -30,7 +30,7 @@ from torch import Tensor
 from onnxbrecq import affine
 from onnxbrecq.graph.points import Layer
 from onnxbrecq.plan import TensorQuant
-from onnxbrecq.recon.moments import Batch, Moments, Samples, Site, gather, places_wanted, split
+from onnxbrecq.recon.moments import Batch, Moments, Site, Statistics, gather, places_wanted, split
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem, picked
 from onnxbrecq.recon.quantizers import LearnedStep
 
@@ -119,11 +119,11 @@ class _Rounding:
 
     def _round(self, site: Site) -> None:
         layer, matrix = site.layer, site.matrix
-        samples = gather(site, self._batches(site), self._generator)
-        if samples is None:
+        found = gather(site, self._batches(site), self._generator)
+        if found is None:
             return
-        moments = samples.whole
-        used = samples.about_zero() if layer.bias is None else samples
+        moments = found.whole
+        used = found.about_zero() if layer.bias is None else found
         quant = self._weights[layer.weight]
         aim = _aim(matrix, used)
         levels, scale = _rounded(aim, used.whole, quant)
@@ -157,10 +157,10 @@ class _Rounding:
             for name, quant in self._weights.items()
         } | self._biases
         total = min(len(self._data), self._samples(site))
-        places = np.linspace(0, len(self._data) - 1, total).astype(int)
+        chosen = np.linspace(0, len(self._data) - 1, total).astype(int)
         size = 1 if self._problem.alone else min(_BATCH, -(-total // 2))
         for start in range(0, total, size):
-            index = places[start : start + size]
+            index = chosen[start : start + size]
             feed, real = (
                 {name: picked(samples, index) for name, samples in arrays.items()}
                 for arrays in (self._data.inputs, self._data.float_inputs)
@@ -174,16 +174,16 @@ class _Rounding:
             yield have[data], wanted, len(index) / total
 
 
-def _aim(weight: Tensor, samples: Samples) -> Tensor:
+def _aim(weight: Tensor, found: Statistics) -> Tensor:
     """W' [G, O, K] of a weight [G, O, K].
 
     The step that fits one half of the samples is taken as far as it serves the other, with the
     damping that serves best; W where none does, or where x is cut into pieces, each of which would
     make up for all others.
     """
-    if samples.halves is None or len(samples.whole.gram) > len(weight):
+    if found.halves is None or len(found.whole.gram) > len(weight):
         return weight
-    fitted, held = samples.halves
+    fitted, held = found.halves
     best = (0.0, 0.0, 0.0)  # gain, share of the step, damping
     for damping in _DAMPINGS:
         step = _step(fitted, damping)
@@ -192,7 +192,7 @@ def _aim(weight: Tensor, samples: Samples) -> Tensor:
         share = min(max(along / length, 0.0), 1.0) if length > 0 else 0.0
         best = max(best, (share * (2 * along - share * length), share, damping))
     gain, share, damping = best
-    return weight + share * _step(samples.whole, damping) if gain > 0 else weight
+    return weight + share * _step(found.whole, damping) if gain > 0 else weight
 
 
 def _step(moments: Moments, damping: float) -> Tensor:

@@ -37,15 +37,16 @@ import subjects
 from rows import Row
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from onnxbrecq import blockwise
+from onnxbrecq import blockwise, parts
 from onnxbrecq.calibrate import calibrate
-from onnxbrecq.emit.targets import target_by_name
+from onnxbrecq.emit.targets import target_for
 from onnxbrecq.graph.blocks import partition
+from onnxbrecq.graph.fork import fork
 from onnxbrecq.graph.load import load
 from onnxbrecq.graph.points import find_points
 from onnxbrecq.progress import silent
 from onnxbrecq.recipe import EFFORTS, Recipe, Reconstruction
-from onnxbrecq.runtime.doctor import environment
+from onnxbrecq.runtime.doctor import environment, saturation_free
 from onnxbrecq.state import digest, opened
 
 log = logging.getLogger("reconstruction")
@@ -121,7 +122,7 @@ class Solution:
 class Problem:
     """A block to be learned: the arguments of the walk's own function."""
 
-    task: blockwise.Task
+    task: parts.Task
     part: Any
     plan: Any
     data: Any
@@ -141,8 +142,8 @@ class Problem:
         """Plain, and weighted by the Fisher information."""
         made, targets = solution.outcome.outputs, self.data.targets
         return {
-            "loss": blockwise.relative_error(made, targets, {}),
-            "fisher_loss": blockwise.relative_error(made, targets, self.data.weights),
+            "loss": parts.relative_error(made, targets, {}),
+            "fisher_loss": parts.relative_error(made, targets, self.data.weights),
             "note": solution.outcome.facts.note,
         }
 
@@ -238,9 +239,11 @@ def walk(job: Job, root: Path, folder: Path) -> None:
     """Walks the network as far as the last block asked for."""
     path = subjects.source(job.model, root)
     data, _ = subjects.samples(job.model, root, calibration=job.calibration, evaluation=1)
-    model, recipe = load(path), job.recipe()
+    recipe = job.recipe()
+    model = fork(load(path), recipe.activations)
     points, blocks = find_points(model), partition(model)
-    task = blockwise.Task(model, blocks, points, data, recipe, target_by_name(recipe.target))
+    target = target_for(recipe.target, saturates=not saturation_free())
+    task = parts.Task(model, blocks, points, data, recipe, target)
     plan = calibrate(model, points, data, recipe)
     key = {**asdict(job), "sha256": model.source_sha256, "data": digest(data.inputs)}
     work = folder / "work" / f"{path.stem}-{job.setting}"

@@ -20,13 +20,13 @@ _RECIPE = Recipe(weights=4, activations=4)
 
 def test_the_forked_model_computes_the_same(model: Model, data: Dataset) -> None:
     outputs = [
-        Session(m.proto, optimize=False).run(data.inputs)["logits"] for m in (model, fork(model))
+        Session(m.proto, optimize=False).run(data.inputs)["logits"] for m in (model, fork(model, 4))
     ]
     np.testing.assert_array_equal(*outputs)
 
 
 def test_what_is_added_has_8_bits_and_what_the_layer_reads_4(model: Model, data: Dataset) -> None:
-    forked = fork(model)
+    forked = fork(model, 4)
     plan = calibrate(forked, find_points(forked), data, _RECIPE)
     assert plan.tensors["r"].qtype.bits == 8
     assert plan.tensors["r/read"].qtype.bits == 4
@@ -35,7 +35,7 @@ def test_what_is_added_has_8_bits_and_what_the_layer_reads_4(model: Model, data:
 
 
 def test_the_fork_runs_on_integers(model: Model, data: Dataset) -> None:
-    forked = fork(model)
+    forked = fork(model, 4)
     proto = emit(forked, calibrate(forked, find_points(forked), data, _RECIPE), ORT_CPU_AVX2)
     nodes = executed(proto)
     assert {"QLinearLeakyRelu", "QLinearAdd"} <= {node.op for node in nodes}
@@ -51,10 +51,11 @@ def test_a_name_that_is_taken_is_left_alone(model: Model) -> None:
         node.output[:] = ["r/read" if name == "c" else name for name in node.output]
     for info in proto.graph.value_info:
         info.name = "r/read" if info.name == "c" else info.name
-    forked = fork(dataclasses.replace(model, proto=proto))
+    forked = fork(dataclasses.replace(model, proto=proto), 4)
     assert "r/read_" in forked.producer
 
 
 def test_nothing_is_forked_where_nothing_is_shared(model: Model) -> None:
-    forked = fork(model)
-    assert fork(forked) is forked
+    forked = fork(model, 4)
+    assert fork(forked, 4) is forked
+    assert fork(model, 8) is fork(model, None) is model

@@ -1,0 +1,150 @@
+"""A block in both runtimes: as onnxruntime runs it, float or as a plan deploys it, and in torch.
+
+Torch may take a block over only where it computes what onnxruntime does; any other is an island.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxbrecq.data.dataset import Dataset, Samples
+from onnxbrecq.emit.emit import emit
+from onnxbrecq.emit.targets import Target
+from onnxbrecq.graph.blocks import Block
+from onnxbrecq.graph.extract import extract
+from onnxbrecq.graph.model import Model
+from onnxbrecq.graph.points import Points
+from onnxbrecq.plan import QuantPlan
+from onnxbrecq.recipe import Recipe
+from onnxbrecq.recon.bridge import BridgeError, TorchBlock, import_block
+from onnxbrecq.recon.problem import BlockData
+from onnxbrecq.runtime.cache import Storage
+from onnxbrecq.runtime.session import Session, run_batches
+
+Tensors = Mapping[str, Samples]  # float32, but for token ids and the like
+Arrays = Mapping[str, NDArray[Any]]
+
+RUN_BATCH = 8  # samples a run: as fast as more, in less memory
+_NUMBERS = "biuf"  # kinds of numpy types; the others are text
+_PROBES = 4  # samples on which torch and onnxruntime must agree about a float block
+_SAME = 1e-6  # their largest squared error relative to the energy: float32 sums of some 10^4 terms
+
+
+@dataclass(frozen=True)
+class Task:
+    """What does not change during the walk.
+
+    Attributes:
+        model: the float model.
+        blocks: its partition.
+        points: its quantization points.
+        data: calibration samples.
+        recipe: the optimiser's settings.
+        target: whose deployed graph the blocks are held against.
+        storage: where activations are kept between blocks.
+    """
+
+    model: Model
+    blocks: Sequence[Block]
+    points: Points
+    data: Dataset
+    recipe: Recipe
+    target: Target
+    storage: Storage = field(default_factory=Storage)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block as a model, and in torch (None, with the reason, for an island).
+
+    `alone`: it computes one sample at a time, not many at once.
+    """
+
+    block: Block
+    model: Model
+    torch: TorchBlock | None
+    reason: str | None
+    alone: bool = False
+
+
+def import_part(task: Task, block: Block) -> Part:
+    """The block in torch, if it can be, and if torch computes what onnxruntime does."""
+    model = extract(task.model, block)
+    try:
+        return Part(block, model, import_block(model), None)
+    except BridgeError as error:
+        layers = any(name in task.points.points for name in block.weights)
+        return Part(block, model, None, f"island, not learned: {error}" if layers else None)
+
+
+def checked(task: Task, part: Part, data: BlockData) -> Part:
+    """The block, as an island if torch does not compute what onnxruntime does.
+
+    A block that does for one sample, but not for several at once, is learned one by one.
+    """
+    if part.torch is None:
+        return part
+    if not row_by_row(data):
+        reason = "island, not learned: its outputs do not have a row for each sample"
+        return dataclasses.replace(part, torch=None, reason=reason)
+    reason = ""
+    # As many samples as the graph is fixed to would tell nothing of other numbers.
+    for count in (_PROBES + (task.model.batch == _PROBES), 1):
+        try:
+            made = part.torch.arrays({n: a[:count] for n, a in data.float_inputs.items()})
+        except BridgeError as refusal:
+            reason = f"island, not learned: {refusal}"
+            continue
+        targets = {name: array[:count] for name, array in data.targets.items()}
+        error = relative_error(made, targets, {})
+        if error is not None and error <= _SAME:
+            return dataclasses.replace(part, alone=count == 1)
+        off = "in shape" if error is None else f"by {error:.1g} of the energy"
+        reason = f"island, not learned: torch differs from onnxruntime {off}"
+    return dataclasses.replace(part, torch=None, reason=reason)
+
+
+def run(task: Task, part: Part, plan: QuantPlan | None, inputs: Tensors) -> Tensors:
+    """The block's outputs in onnxruntime: of the float block, or as `plan` deploys it."""
+    proto = part.model.proto if plan is None else emit(part.model, plan, task.target)
+    session = Session(proto, threads=task.recipe.threads)
+    size = task.model.batch or RUN_BATCH
+    return run_batches(session, Dataset(inputs), size, task.storage)
+
+
+def deployed_error(task: Task, part: Part, plan: QuantPlan, data: BlockData) -> float | None:
+    """The error of the deployed block on the data."""
+    return relative_error(run(task, part, plan, data.inputs), data.targets, data.weights)
+
+
+def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float | None:
+    """Weighted squared error of a block's outputs, relative to their weighted energy.
+
+    Where a target is not finite (behind a mask), nothing is compared. None if an output has another
+    shape than its target: the number of boxes found, say.
+    """
+    error = energy = 0.0
+    for name, target in targets.items():
+        if outputs[name].shape != target.shape:
+            return None
+        if target.dtype.kind not in _NUMBERS:
+            continue
+        weight = weights.get(name, np.ones((), np.float32))
+        for start in range(0, len(target), RUN_BATCH):
+            part = slice(start, start + RUN_BATCH)
+            wanted = target[part].astype(np.float32)
+            known = np.isfinite(wanted)
+            wanted = np.where(known, wanted, 0)
+            made = np.where(known, outputs[name][part], 0)
+            error += float((weight * np.square(made - wanted, dtype=np.float64)).sum())
+            energy += float((weight * np.square(wanted, dtype=np.float64)).sum())
+    return error / max(energy, float(np.finfo(np.float32).tiny))
+
+
+def row_by_row(data: BlockData) -> bool:
+    """Whether every output has a row for each sample."""
+    return all(len(target) == len(data) for target in data.targets.values())
