@@ -97,6 +97,7 @@ def quantize(
     clock = _Clock()
     source = Path(model)
     destination = Path(output) if output else source.with_name(f"{source.stem}.quant.onnx")
+    folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
     with clock.stage("load"):
         float_model = load(source)
         for place in places(destination, float_model.source_bytes):
@@ -109,7 +110,6 @@ def quantize(
         movable = 0 if samples is data else samples.nbytes
         ahead = forecast(float_model, blocks, points, samples, recipe, movable=movable)
         progress("forecast", 1, 1, ahead.told())
-    folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
     storage = Storage(max(ahead.room, 0), folder.parent)
     with clock.stage("load"):
         samples = samples if samples is data else storage.kept(samples)
@@ -125,10 +125,7 @@ def quantize(
             walked = walk(task, plan, progress, state)
         with clock.stage("emit"):
             proto = emit(float_model, walked.plan, target)
-            _check(proto, recipe)
-            parts = contents(proto, destination.name)
-            files = {destination.with_name(name): part for name, part in parts.items()}
-            write_together(files)
+            files = _written(proto, destination, recipe)
         state.discard()
     with clock.stage("validate"):
         validation = validate_files(
@@ -136,7 +133,7 @@ def quantize(
             max_drop=recipe.max_drop, threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
-        float_model, sorted(files), proto,
+        float_model, files, proto,
         blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock, notes=notes,
     )  # fmt: skip
 
@@ -235,6 +232,15 @@ def _key(task: Task) -> dict[str, object]:
     model = {"sha256": task.model.source_sha256, "blocks": [b.name for b in task.blocks]}
     seen = {**environment(), "onnxbrecq": version("onnxbrecq"), "cores": os.cpu_count()}
     return {"model": model, "data": inputs, "recipe": recipe.as_json(), "environment": seen}
+
+
+def _written(proto: onnx.ModelProto, destination: Path, recipe: Recipe) -> list[Path]:
+    """The files of the model, once they are there: all or none."""
+    _check(proto, recipe)
+    parts = contents(proto, destination.name)
+    files = {destination.with_name(name): part for name, part in parts.items()}
+    write_together(files)
+    return sorted(files)
 
 
 def _check(proto: onnx.ModelProto, recipe: Recipe) -> None:

@@ -206,10 +206,7 @@ def main() -> None:
     parser.add_argument("--effort", default="balanced")
     parser.add_argument("--calibration", type=int, default=1024, help="samples, at most")
     parser.add_argument("--evaluation", type=int, default=650, help="samples")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = rows.arguments(parser)
     if arguments.data is None:
         log.info("no data: give --data DIR or set ONNXBRECQ_BENCH_DATA; nothing was done")
         return

@@ -365,10 +365,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20, help="that are timed of paper")
     parser.add_argument("--paper-seconds", type=float, default=600.0, help="at most, for a block")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = rows.arguments(parser)
     efforts = tuple(arguments.efforts.split(","))
     unknown = sorted({*efforts, arguments.between or efforts[0]} - set(EFFORTS))
     if unknown or efforts[0] == PAPER:

@@ -4,9 +4,11 @@ OUTPUT/results.json holds the rows and OUTPUT/results.md is the table for readin
 run goes on where it stopped; rows that failed are made again.
 """
 
+import argparse
 import json
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,6 +26,14 @@ class Job(Protocol):
 
     def columns(self) -> Row:
         """What tells the row from all others."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, with what every benchmark of rows takes; what is logged goes to stderr."""
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path, required=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return parser.parse_args()
 
 
 def run(
