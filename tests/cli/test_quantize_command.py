@@ -5,6 +5,7 @@ from typing import Any
 
 import onnxruntime
 import pytest
+from onnxbrecq_cli.quantize import spin_briefly
 
 Run = Callable[..., Any]  # the fixture of conftest.py
 
@@ -140,3 +141,15 @@ def test_a_size_that_is_none(model: Path, run: Run) -> None:
     done = run("quantize", model, "--max-memory", "4 gigs")
     assert done.status == 2
     assert "'4 gigs': want a size such as 4GiB" in done.error
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["nothing", "a count", "a policy"],
+)
+def test_threads_spin_briefly_unless_the_user_says(
+    given: dict[str, str], wanted: str | None
+) -> None:
+    spin_briefly(given)
+    assert given.get("GOMP_SPINCOUNT") == wanted
