@@ -11,16 +11,13 @@ layer's output; where only an Add follows (the end of a residual branch), it is 
 the other operand as it is in the quantized block, so that the layer takes back what the rest of the
 block, and all blocks before it, did wrong.
 
-W' is rounded column after column, the error of each moving to those not rounded yet along the rows
-of the Cholesky factor of H^-1 (OBQ, Frantar and Alistarh, 2022; in the order and the blocks of
-GPTQ, Frantar et al., 2023); then, in turn, each channel's scale is fitted to its levels, and each
-column gets the level that is best beside all others. Grouped convolutions are as many small
-problems, solved together.
+W' is rounded input by input, errors moving to those not rounded yet (`recon/rounding.py`); then, in
+turn, each channel's scale is fitted to its levels, and each input is revisited. Grouped convolutions
+are as many small problems, solved together.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +30,7 @@ from onnxbrecq.plan import TensorQuant
 from onnxbrecq.recon.moments import Batch, Moments, Site, Statistics, gather, places_wanted, split
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem, picked
 from onnxbrecq.recon.quantizers import LearnedStep
+from onnxbrecq.recon.rounding import Grid, compensated, descended, handed_on
 
 _SAMPLES = (128, 512)  # of which H is made: at least, at most;
 _SPREAD = 8  # between, so many that one place of so many is looked at
@@ -43,7 +41,6 @@ _PRECISION, _TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).
 _DAMPINGS = (0.02, 0.1, 0.5)  # tried for the step from W to W'
 _ROUNDS = 2  # of fitting scales and revisiting columns
 _STRETCH = (0.5, 2.0)  # of a scale, at most in one round
-_LAZY = 128  # columns rounded before the rest is told
 
 
 def round_second_order(problem: Problem, data: BlockData, seed: int) -> "Rounded":
@@ -216,94 +213,36 @@ def _rounded(aim: Tensor, moments: Moments, quant: TensorQuant) -> tuple[Tensor,
     pieces = len(moments.gram) // groups
     diagonal = torch.diagonal(moments.gram, dim1=1, dim2=2)
     order = diagonal.sum(0).argsort(descending=True)  # what matters most is rounded first
-    back = order.argsort()
-    damped = _damped(moments, _DAMPING)[:, order][:, :, order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
-    aim = split(aim, pieces)[:, :, order]
+    metric = _damped(moments, _DAMPING)[:, order][:, :, order]
+    wanted = split(aim, pieces)[:, :, order].mT.contiguous()
     offsets = affine.offsets(quant.qtype, quant.zero_point).astype(np.float32)
-    scale, zero = (
-        torch.from_numpy(np.broadcast_to(v, groups * outputs).copy())
-        .reshape(-1, outputs)
-        .repeat_interleave(pieces, dim=0)
+    scale, offset = (
+        np.broadcast_to(v, groups * outputs).reshape(-1, outputs).repeat(pieces, axis=0)
         for v in (quant.scale, offsets)
     )
-    grid = _Grid(scale, zero, quant.qtype.step, quant.qtype.levels - 1)
-    made = _compensated(aim, factor, grid)
-    metric = damped.float()
+    grid = Grid(scale, offset, quant.qtype.step, quant.qtype.levels - 1)
+    made = compensated(wanted, handed_on(metric), grid)
+    metric = metric.float()
     for _ in range(_ROUNDS):
-        stretch = _stretch(aim, made, metric, pieces)
-        grid = grid._replace(scale=grid.scale * stretch)
-        made = _descended(aim, made * stretch[..., None], metric, grid)
-    return _joined(grid.levels(made)[:, :, back], pieces), grid.scale[::pieces]
+        stretch = _stretch(wanted, made, metric, pieces)
+        grid = grid._replace(scale=grid.scale * stretch.numpy())
+        made = descended(wanted, made * stretch[:, None], metric, grid)
+    levels = torch.from_numpy(grid.levels(made.numpy()))[:, order.argsort()]
+    return _joined(levels.mT, pieces), torch.from_numpy(grid.scale[::pieces])
 
 
-def _joined(weight: Tensor, pieces: int) -> Tensor:
-    """The inverse of `_split`."""
-    _, outputs, length = weight.shape
-    return weight.reshape(-1, pieces, outputs, length).transpose(1, 2).flatten(2)
-
-
-class _Grid(NamedTuple):
-    """Where the weights [G, O, K] may lie: scale and offset [G, O], integer step, top level."""
-
-    scale: Tensor
-    offset: Tensor
-    step: int
-    top: int
-
-    def nearest(self, column: Tensor) -> Tensor:
-        """The nearest values of a column [G, O]."""
-        level = torch.round((column / self.scale + self.offset) / self.step).clamp_(0, self.top)
-        return self.scale * (level * self.step - self.offset)
-
-    def levels(self, made: Tensor) -> Tensor:
-        """The levels of values [G, O, K] on the grid."""
-        ratio = made / self.scale[..., None] + self.offset[..., None]
-        return torch.round(ratio / self.step).clamp_(0, self.top)
-
-
-def _compensated(weight: Tensor, factor: Tensor, grid: _Grid) -> Tensor:
-    """Weights on the grid, column by column, the error of each handed on along `factor`."""
-    rest, made = weight.clone(), torch.empty_like(weight)
-    for start, end in _columns_at_a_time(weight):
-        errors = torch.empty_like(weight[:, :, start:end])
-        for i in range(start, end):
-            made[:, :, i] = grid.nearest(rest[:, :, i])
-            error = (rest[:, :, i] - made[:, :, i]) / factor[:, i, i, None]
-            rest[:, :, i:end] -= error[:, :, None] * factor[:, None, i, i:end]
-            errors[:, :, i - start] = error
-        rest[:, :, end:] -= errors @ factor[:, start:end, end:]
-    return made
-
-
-def _descended(weight: Tensor, made: Tensor, gram: Tensor, grid: _Grid) -> Tensor:
-    """Each column once more at the level that is best beside all others (coordinate descent)."""
-    made = made.clone()
-    slope = (made - weight) @ gram
-    for start, end in _columns_at_a_time(weight):
-        moves = torch.empty_like(weight[:, :, start:end])
-        for i in range(start, end):
-            best = grid.nearest(made[:, :, i] - slope[:, :, i] / gram[:, i, i, None])
-            move = best - made[:, :, i]
-            slope[:, :, i:end] += move[:, :, None] * gram[:, None, i, i:end]
-            made[:, :, i] = best
-            moves[:, :, i - start] = move
-        slope[:, :, end:] += moves @ gram[:, start:end, end:]
-    return made
-
-
-def _stretch(weight: Tensor, made: Tensor, gram: Tensor, pieces: int) -> Tensor:
-    """The factor [G, O] on each output's scale that brings `made` nearest to `weight`."""
-    moved = made @ gram
+def _stretch(wanted: Tensor, made: Tensor, metric: Tensor, pieces: int) -> Tensor:
+    """The factor [G, O] on each output's scale that brings `made` nearest to `wanted`."""
+    moved = metric @ made
     along, length = (
-        (moved * other).sum(-1).reshape(-1, pieces, weight.shape[1]).sum(1)
-        for other in (weight, made)
+        (moved * other).sum(1).reshape(-1, pieces, wanted.shape[2]).sum(1)
+        for other in (wanted, made)
     )
     found = torch.where(length > 0, along / length, 1).clamp_(*_STRETCH)
     return found.repeat_interleave(pieces, dim=0)
 
 
-def _columns_at_a_time(weight: Tensor) -> Iterator[tuple[int, int]]:
-    length = weight.shape[-1]
-    return ((start, min(start + _LAZY, length)) for start in range(0, length, _LAZY))
+def _joined(weight: Tensor, pieces: int) -> Tensor:
+    """The inverse of `split`."""
+    _, outputs, length = weight.shape
+    return weight.reshape(-1, pieces, outputs, length).transpose(1, 2).flatten(2)
