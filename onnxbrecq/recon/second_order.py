@@ -12,8 +12,8 @@ the other operand as it is in the quantized block, so that the layer takes back 
 block, and all blocks before it, did wrong.
 
 W' is rounded input by input, errors moving to those not rounded yet (`recon/rounding.py`); then, in
-turn, each channel's scale is fitted to its levels, and each input is revisited. Grouped convolutions
-are as many small problems, solved together.
+turn, each channel's scale is fitted to its levels, and each input is revisited. A grouped
+convolution is as many small problems, solved together.
 """
 
 import dataclasses
