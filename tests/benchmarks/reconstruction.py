@@ -5,7 +5,8 @@
 
 The network is walked as `quantize` walks it. At each block every effort learns from the same
 inputs, targets and starting plan; the loss is the squared error of what it decided, run in ONNX
-Runtime, relative to the energy of the block's output. The first effort's decisions are handed on.
+Runtime on samples that nothing was learned from, relative to the energy of the block's output. The
+first effort's decisions are handed on.
 *to_paper* is a loss in units of that of `paper` with the same seed; *fisher_to_paper* the same for
 the error that `paper` itself minimises, weighted by the Fisher information.
 
@@ -139,11 +140,12 @@ class Problem:
         return Solution(outcome, tuple(ends))
 
     def losses(self, solution: Solution) -> Row:
-        """Plain, and weighted by the Fisher information."""
-        made, targets = solution.outcome.outputs, self.data.targets
+        """Plain, and weighted by the Fisher information; on samples that it did not learn from."""
+        _, held = blockwise._parted(self.data, self.task.model.batch or 1)
+        made = parts.run(self.task, self.part, solution.outcome.plan, held.inputs)
         return {
-            "loss": parts.relative_error(made, targets, {}),
-            "fisher_loss": parts.relative_error(made, targets, self.data.weights),
+            "loss": parts.relative_error(made, held.targets, {}),
+            "fisher_loss": parts.relative_error(made, held.targets, held.weights),
             "note": solution.outcome.facts.note,
         }
 
