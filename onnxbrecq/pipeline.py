@@ -31,6 +31,7 @@ from onnxbrecq.output import claim, write_together
 from onnxbrecq.parts import Task
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
+from onnxbrecq.recon.device import learning_device
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
 from onnxbrecq.report.result import BlockFacts, Result
 from onnxbrecq.runtime.cache import Storage
@@ -105,6 +106,7 @@ def quantize(
         samples, cut = _samples(data, float_model, recipe)
         float_model = fork(float_model, recipe.activations)
     target, notes = _target(recipe)
+    learning_device(recipe.device)  # said before any work, if it is not there
     points, blocks = find_points(float_model), partition(float_model)
     with clock.stage("forecast"):
         movable = 0 if samples is data else samples.nbytes
