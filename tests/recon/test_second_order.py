@@ -16,6 +16,7 @@ from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.points import find_points
 from onnxbrecq.plan import QType, QuantPlan
 from onnxbrecq.recipe import Recipe
+from onnxbrecq.recon import second_order
 from onnxbrecq.recon.bridge import import_block
 from onnxbrecq.recon.moments import Moments, split
 from onnxbrecq.recon.problem import BlockData, Problem
@@ -151,10 +152,36 @@ def test_uncorrelated_inputs_are_rounded_to_nearest() -> None:
     moments = Moments(
         torch.eye(16)[None], torch.zeros(1, 6, 16), torch.zeros(1, 16), torch.zeros(1, 6)
     )
-    levels, scale = _rounded(weight, moments, quant)
-    fitted = dataclasses.replace(quant, scale=scale[0].numpy())
+    levels, grid = _rounded(weight, moments, quant)
+    fitted = dataclasses.replace(quant, scale=grid.scale[0])
     np.testing.assert_array_equal(levels[0].numpy(), affine.quantize(weight[0].numpy(), fitted))
-    assert np.all(np.abs(scale[0].numpy() / quant.scale - 1) < 0.1)
+    assert np.all(np.abs(grid.scale[0] / quant.scale - 1) < 0.1)
+
+
+@pytest.mark.parametrize("together", [1, 1 << 20])
+def test_each_channel_takes_the_grid_of_least_output_error(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(*shape, generator=random) for shape in ((1, 24, 16), (512, 16)))
+    x @= torch.randn(16, 16, generator=random)
+    quant = affine.weight_quant(weight[0].numpy(), QType(2, "half"), 0, np.zeros(24, np.float32))
+    gram = (x.mT @ x / len(x))[None]
+    moments = Moments(gram, torch.zeros(1, 24, 16), torch.zeros(1, 16), torch.zeros(1, 24))
+
+    def errors() -> np.ndarray:
+        levels, grid = _rounded(weight, moments, quant)
+        zero = grid.offset[0].astype(np.int32)
+        made = dataclasses.replace(quant, scale=grid.scale[0], zero_point=zero)
+        miss = torch.from_numpy(affine.dequantize(levels[0].to(torch.uint8).numpy(), made))
+        miss -= weight[0]
+        return ((miss @ gram[0]) * miss).sum(1).numpy()
+
+    monkeypatch.setattr(second_order, "_TRIED", together)
+    chosen = errors()
+    monkeypatch.setattr(second_order, "_FACTORS", (1.0,))
+    monkeypatch.setattr(second_order, "_SHIFTS", (0,))
+    assert chosen.sum() < 0.9 * errors().sum()
 
 
 @pytest.mark.parametrize("body", [
