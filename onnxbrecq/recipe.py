@@ -75,7 +75,9 @@ class Reconstruction:
     Attributes:
         start: what rounding starts from: second-order rounding, or each weight's nearest level.
         iterations: optimiser steps per block; 0: none, the start is the result.
-        batch_size: samples a step.
+        batch_size: samples a step, at most.
+        batch_places: places of a feature map a step: of large maps as few samples, at least four,
+            as have so many; 0: always `batch_size` samples.
         rounding_rate: learning rate of the rounding variables.
         scale_rate: learning rate of the weight scales, relative to each; 0: they stay.
         bias_rate: learning rate of the biases, relative to the rounding error; 0: they stay.
@@ -93,6 +95,7 @@ class Reconstruction:
     start: Literal["second-order", "nearest"] = "second-order"
     iterations: int = 400
     batch_size: int = 16
+    batch_places: int = 1 << 14
     rounding_rate: float = 0.1
     scale_rate: float = 1e-3
     bias_rate: float = 1e-2
@@ -114,7 +117,7 @@ class Reconstruction:
                 raise RecipeError(f"reconstruction.{key} = {value}: want {least} to {most:g}")
 
 
-_BOUNDS = (("iterations", 0, math.inf), ("batch_size", 1, math.inf),
+_BOUNDS = (("iterations", 0, math.inf), ("batch_size", 1, math.inf), ("batch_places", 0, math.inf),
            ("rounding_rate", 0, math.inf), ("scale_rate", 0, math.inf), ("bias_rate", 0, math.inf),
            ("step_rate", 0, math.inf), ("regularization", 0, math.inf),
            ("settle", 0, 1), ("drop", 0, 1))  # fmt: skip
@@ -126,9 +129,9 @@ _EFFORT: dict[str, Reconstruction] = {
     "balanced": Reconstruction(),
     "best": Reconstruction(iterations=4000, batch_size=32),
     "paper": Reconstruction(
-        start="nearest", iterations=25_000, batch_size=32, rounding_rate=1e-3, scale_rate=0.0,
-        bias_rate=0.0, step_rate=4e-4, settle=0.2, loss="fisher", regularizer="absolute",
-        regularization=0.01, drop=1.0, step_search=False,
+        start="nearest", iterations=25_000, batch_size=32, batch_places=0,
+        rounding_rate=1e-3, scale_rate=0.0, bias_rate=0.0, step_rate=4e-4, settle=0.2,
+        loss="fisher", regularizer="absolute", regularization=0.01, drop=1.0, step_search=False,
     ),
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ gates are still undecided then, and their mean error would otherwise outweigh al
 Each part is a setting of `Reconstruction`; the paper's own schedule is one choice of them.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from functools import cache
@@ -35,6 +36,7 @@ from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.quantizers import Dropping, LearnedBias, LearnedStep, Pull, SoftRounding
 from onnxbrecq.recon.resources import buffers_kept
 
+_FEWEST = 4  # samples a step, where there are as many
 _WARM_UP = 0.2  # share of the steps without regularizer, as in the authors' code
 _LEAN = 0.9  # how near to its level a weight starts that was rounded with care
 _BETA = (20.0, 2.0)
@@ -105,7 +107,7 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
     model = _quantized(problem, dropping, lean).to(problem.device)
     optimizer = _optimizer(model, settings)
     source = _Source(data, generator, problem.device)
-    batch_size = 1 if problem.alone else settings.batch_size
+    batch_size = 1 if problem.alone else _batch_size(data, settings)
     iterations = steps(problem, settings)
     soft = round((1 - settings.settle) * iterations)
     input_dropping = dropping if _coarse(data.inputs, problem.plan) else None
@@ -135,6 +137,19 @@ def steps(problem: Problem, settings: Reconstruction) -> int:
     iterations = settings.iterations
     coarse = _coarse((*problem.constants, *problem.heads), problem.plan)
     return iterations if coarse else -(-iterations // 4)
+
+
+def _batch_size(data: BlockData, settings: Reconstruction) -> int:
+    """Samples a step: the fewer, the more places each has for a gradient to be taken at.
+
+    Measured on the first unit of MobileNetV2 (112 x 112 places, 2 bits): 4 samples a step end
+    where 16 do, in a quarter of the time.
+    """
+    if not settings.batch_places:
+        return settings.batch_size
+    places = max(math.prod(target.shape[2:]) for target in data.targets.values())
+    wanted = -(-settings.batch_places // places)
+    return min(settings.batch_size, max(wanted, _FEWEST))
 
 
 def _coarse(names: Iterable[str], plan: QuantPlan) -> bool:
