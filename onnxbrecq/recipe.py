@@ -97,8 +97,8 @@ class Reconstruction:
     batch_size: int = 16
     batch_places: int = 1 << 14
     rounding_rate: float = 0.1
-    scale_rate: float = 1e-3
-    bias_rate: float = 1e-2
+    scale_rate: float = 3e-3
+    bias_rate: float = 3e-2
     step_rate: float = 1e-3
     settle: float = 0.15
     loss: Literal["mse", "fisher"] = "mse"
@@ -127,7 +127,7 @@ _BOUNDS = (("iterations", 0, math.inf), ("batch_size", 1, math.inf), ("batch_pla
 _EFFORT: dict[str, Reconstruction] = {
     "fast": Reconstruction(iterations=0),
     "balanced": Reconstruction(),
-    "best": Reconstruction(iterations=4000, batch_size=32),
+    "best": Reconstruction(iterations=2000, batch_size=32, rounding_rate=0.02),
     "paper": Reconstruction(
         start="nearest", iterations=25_000, batch_size=32, batch_places=0,
         rounding_rate=1e-3, scale_rate=0.0, bias_rate=0.0, step_rate=4e-4, settle=0.2,

@@ -39,7 +39,7 @@ from onnxbrecq.recon.rounding import Grid, compensated, descended, handed_on
 _SAMPLES = (128, 512)  # of which H is made: at least, at most;
 _SPREAD = 8  # between, so many that one place of so many is looked at
 _BATCH = 8  # as fast as more, in less memory
-_DAMPING = 0.05  # of the mean of H's diagonal, added to it
+_DAMPING = 0.2  # of the mean of H's diagonal, added to it
 # Where x does not vary, H holds nothing but rounding errors; that much is added too:
 _PRECISION, _TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
 _DAMPINGS = (0.02, 0.1, 0.5)  # tried for the step from W to W'
