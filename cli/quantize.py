@@ -35,7 +35,7 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
     "--activations",
     callback=bits_or_float,
     metavar="BITS",
-    help=f"2, 3, 4, 8 or {FLOAT} (weight-only); default {_ACTIVATIONS}.",
+    help=f"2, 3, 4, 8, {FLOAT} (weight-only), or 16 (qnn); default {_ACTIVATIONS}.",
 )
 @click.option(
     "--first-last",
@@ -45,7 +45,10 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
 )
 @click.option("--effort", metavar="fast|balanced|best", help=f"Default {Recipe.effort}.")
 @click.option(
-    "--target", metavar="NAME", help="The runtime; default: ort-cpu, as this processor needs it."
+    "--target",
+    metavar="NAME",
+    help="The runtime: ort-cpu, ort-cpu-avx2, openvino, tensorrt, qnn or portable; default: "
+    "ort-cpu, as this processor needs it.",
 )
 @click.option("--seed", type=int, help=f"Of every random choice; default {Recipe.seed}.")
 @click.option(

@@ -16,16 +16,15 @@ from onnxbrecq.calibrate import calibrate, without_range
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
-from onnxbrecq.emit.targets import Target, target_for
+from onnxbrecq.emit.targets import Target, permit, run_here, target_for
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
-from onnxbrecq.graph.check import check_structure
+from onnxbrecq.graph.check import objection
 from onnxbrecq.graph.fork import fork
 from onnxbrecq.graph.load import load, read
-from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
+from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
-from onnxbrecq.graph.skeleton import skeleton
 from onnxbrecq.graph.write import contents, places
 from onnxbrecq.output import claim, write_together
 from onnxbrecq.parts import Task
@@ -88,12 +87,14 @@ def quantize(
         progress: told of every step.
 
     Raises:
+        RecipeError: the target does not take what the recipe asks for; before any work.
         ModelError: the model cannot be read or run.
         DataError: the data does not fit the model.
         EmissionError: a decision cannot be written.
         OutputError: the output cannot be written.
     """
-    recipe = recipe or Recipe()
+    target, here, notes = _target(recipe or Recipe())
+    recipe = dataclasses.replace(recipe or Recipe(), target=target.name)
     clock = _Clock()
     source = Path(model)
     destination = Path(output) if output else source.with_name(f"{source.stem}.quant.onnx")
@@ -104,7 +105,6 @@ def quantize(
             claim(place, force=force, sources=float_model.files)
         samples, cut = _samples(data, float_model, recipe)
         float_model = fork(float_model, recipe.activations)
-    target, notes = _target(recipe)
     points, blocks = find_points(float_model), partition(float_model)
     with clock.stage("forecast"):
         movable = 0 if samples is data else samples.nbytes
@@ -119,7 +119,7 @@ def quantize(
     with clock.stage("calibrate"):
         plan = calibrate(float_model, points, samples, recipe, progress=progress)
     notes = (*notes, *cut, *more, *_left_float(without_range(points, plan, recipe)))
-    task = Task(float_model, blocks, points, samples, recipe, target, storage)
+    task = Task(float_model, blocks, points, samples, recipe, here, storage)
     with opened(folder, _key(task), resume=resume) as state:
         with clock.stage("reconstruct"):
             walked = walk(task, plan, progress, state)
@@ -202,18 +202,42 @@ def _whole(data: Dataset, model: Model) -> _Read:
     return kept, (f"{data.origin}: {note}" if data.origin else note,)
 
 
-def _target(recipe: Recipe) -> tuple[Target, tuple[str, ...]]:
-    """The runtime the model is for, and what its reader should know of this processor."""
+def _target(recipe: Recipe) -> tuple[Target, Target, tuple[str, ...]]:
+    """The runtime the model is for, what stands for it here, and what its reader should know."""
     saturates = not saturation_free()
     target = target_for(recipe.target, saturates=saturates)
+    permit(target, recipe)
+    here = run_here(target, saturates=saturates)
+    return target, here, (*_of_processor(recipe, target, saturates=saturates),
+                          *_of_target(recipe, target, here))  # fmt: skip
+
+
+def _of_target(recipe: Recipe, target: Target, here: Target) -> tuple[str, ...]:
+    """What a user should know of a target that is not onnxruntime's own."""
+    notes = []
+    if target is not here:
+        notes.append(
+            f"measured with onnxruntime's CPU provider: the runtime of target {target.name} may "
+            "differ by rounding, and in speed"
+        )
+    if target.storage == "int8" and recipe.weights < 8:
+        notes.append(
+            f"target {target.name} stores weights of {recipe.weights} bits in bytes: with "
+            "--weights 8 the file is no larger"
+        )
+    return tuple(notes)
+
+
+def _of_processor(recipe: Recipe, target: Target, *, saturates: bool) -> tuple[str, ...]:
+    """What a user should know of this processor."""
     known = "8-bit products saturate on this processor (no VNNI): "
     if saturates and recipe.target is None:
         known += "8-bit weights are stored unsigned (target ort-cpu-avx2); "
-        return target, (f"{known}--target ort-cpu is faster where VNNI exists",)
+        return (f"{known}--target ort-cpu is faster where VNNI exists",)
     if saturates and not target.unsigned:
         known += "accuracy is better where VNNI exists, "
-        return target, (f"{known}and here with --target ort-cpu-avx2",)
-    return target, ()
+        return (f"{known}and here with --target ort-cpu-avx2",)
+    return ()
 
 
 def _left_float(tensors: Sequence[str]) -> tuple[str, ...]:
@@ -250,12 +274,9 @@ def _check(proto: onnx.ModelProto, recipe: Recipe) -> None:
         EmissionError: the checker's complaint.
         ModelError: the runtime's.
     """
-    try:
-        check_structure(proto)
-        if all(node.domain in STANDARD_DOMAINS for node in proto.graph.node):
-            onnx.shape_inference.infer_shapes(skeleton(proto), check_type=True, strict_mode=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise EmissionError(f"the emitted model is not valid ONNX: {error}") from error
+    said = objection(proto)
+    if said is not None:
+        raise EmissionError(f"the emitted model is not valid ONNX: {said}")
     Session(proto, threads=recipe.threads)
 
 

@@ -13,10 +13,10 @@ from onnxbrecq.errors import RecipeError
 Effort = Literal["fast", "balanced", "best", "paper"]
 
 WEIGHT_BITS = (2, 3, 4, 8)
-ACTIVATION_BITS = (2, 3, 4, 8)
+ACTIVATION_BITS = (2, 3, 4, 8, 16)
 EFFORTS = ("fast", "balanced", "best", "paper")
 DEVICES = ("auto", "cpu")  # learning on a GPU is not built yet
-TARGETS = ("ort-cpu", "ort-cpu-avx2")
+TARGETS = ("ort-cpu", "ort-cpu-avx2", "openvino", "tensorrt", "qnn", "portable")
 
 
 def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -139,12 +139,13 @@ class Recipe:
 
     Attributes:
         weights: bits of weights.
-        activations: bits of the activations that weight layers read; None leaves all
-            activations float (weight-only).
+        activations: bits of the activations that weight layers read; 16: of all activations; None
+            leaves them all float (weight-only).
         first_last: bits of the first and the last weight layer, weights and inputs.
         effort: how long to optimise.
-        target: the runtime the model is for; None: `ort-cpu`, or `ort-cpu-avx2` on a processor
-            whose kernels for signed 8-bit weights saturate.
+        target: the runtime the model is for (`onnxbrecq.emit.targets` says what each takes); None:
+            `ort-cpu`, or `ort-cpu-avx2` on a processor whose kernels for signed 8-bit weights
+            saturate.
         max_drop: the gate, in percentage points; None: no gate.
         seed: of every random choice.
         threads: of torch and onnxruntime; None: all cores.

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 _STORED: Mapping[int, int] = {
+    TensorProto.UINT16: 16,
     TensorProto.INT8: 8,
     TensorProto.UINT8: 8,
     TensorProto.INT4: 4,
