@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxbrecq import Recipe
+from onnxbrecq import TARGETS, Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,6 +39,27 @@ def common(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def output_and_target(default: str) -> Callable[[F], F]:
+    """What adds the options of commands that write a model; `default`: of the target, in words."""
+
+    def add(function: F) -> F:
+        for option in (
+            click.option(
+                "--target",
+                metavar="NAME",
+                help=f"The runtime: {', '.join(TARGETS[:-1])} or {TARGETS[-1]}; "
+                f"default: {default}.",
+            ),
+            click.option(
+                "-o", "--output", type=PATH, help="Default: STEM.quant.onnx beside MODEL."
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return add
 
 
 def measuring(function: F) -> F:

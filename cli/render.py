@@ -61,6 +61,11 @@ def result(found: "Result", json: Path | None, *, quiet: bool) -> None:
     _deliver([_pairs(_result_rows(found))], found.as_json(), json, quiet=quiet)
 
 
+def emission(found: Json, json: Path | None, *, quiet: bool) -> None:
+    """Shows what `emit` wrote."""
+    _deliver([_pairs(_emission_rows(found))], found, json, quiet=quiet)
+
+
 def inspection(found: Json, json: Path | None, *, quiet: bool) -> None:
     """Shows the structure of a model, from the JSON of `inspect`."""
     parts: list[RenderableType] = [_pairs(_model_rows(found))]
@@ -183,6 +188,25 @@ def _result_rows(found: "Result") -> Rows:
         if block.note:
             yield "note", f"block {block.name}: {block.note}"
     for note in found.notes:
+        yield "note", note
+
+
+def _emission_rows(found: Json) -> Rows:
+    size, bits = found["size"], found["bits"]
+    yield "model", found["model"]["path"]
+    yield "target", f"{found['target']}, opset {found['output']['opset']}"
+    yield (
+        "size",
+        f"{_bytes(size['float_bytes'])} -> {_bytes(size['quantized_bytes'])} "
+        f"({100 * size['ratio']:.1f} %)",
+    )
+    if bits["weights_mean"] is not None:
+        yield (
+            "mean bits",
+            f"weights {bits['weights_mean']:.2f}, layer inputs {bits['activations_mean']:.2f}",
+        )
+    yield "output", found["output"]["path"]
+    for note in found["notes"]:
         yield "note", note
 
 

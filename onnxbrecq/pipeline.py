@@ -15,18 +15,17 @@ from onnxbrecq.blockwise import walk
 from onnxbrecq.calibrate import calibrate, without_range
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.emission import written
 from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.targets import Target, permit, run_here, target_for
-from onnxbrecq.errors import EmissionError
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
-from onnxbrecq.graph.check import objection
 from onnxbrecq.graph.fork import fork
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
-from onnxbrecq.graph.write import contents, places
-from onnxbrecq.output import claim, write_together
+from onnxbrecq.graph.write import places
+from onnxbrecq.output import claim
 from onnxbrecq.parts import Task
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
@@ -35,7 +34,6 @@ from onnxbrecq.report.result import BlockFacts, Result
 from onnxbrecq.runtime.cache import Storage
 from onnxbrecq.runtime.doctor import environment, saturation_free
 from onnxbrecq.runtime.memory import peak
-from onnxbrecq.runtime.session import Session
 from onnxbrecq.state import digest, opened
 from onnxbrecq.validation.validate import Validation
 from onnxbrecq.validation.validate import validate as validate_files
@@ -67,6 +65,7 @@ def quantize(
     *,
     evaluation: PathLike | Dataset | None = None,
     output: PathLike | None = None,
+    plan: PathLike | None = None,
     work_dir: PathLike | None = None,
     resume: bool = True,
     force: bool = False,
@@ -80,6 +79,7 @@ def quantize(
         recipe: what to do; None: the defaults.
         evaluation: labelled samples; None: STEM.eval.npz beside the model, else none.
         output: where to write; None: STEM.quant.onnx beside the model.
+        plan: where the decisions are kept beside it, for `emit_plan`; None: nowhere.
         work_dir: where finished blocks are kept until the output is written, so that a run that
             was cut off goes on where it was; None: OUTPUT.work beside the output.
         resume: go on with what is there; False: start afresh.
@@ -101,7 +101,8 @@ def quantize(
     folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
     with clock.stage("load"):
         float_model = load(source)
-        for place in places(destination, float_model.source_bytes):
+        kept = () if plan is None else (Path(plan),)
+        for place in (*places(destination, float_model.source_bytes), *kept):
             claim(place, force=force, sources=float_model.files)
         samples, cut = _samples(data, float_model, recipe)
         float_model = fork(float_model, recipe.activations)
@@ -117,15 +118,16 @@ def quantize(
         if labelled is not None and labelled is not evaluation:
             labelled = storage.kept(labelled)
     with clock.stage("calibrate"):
-        plan = calibrate(float_model, points, samples, recipe, progress=progress)
-    notes = (*notes, *cut, *more, *_left_float(without_range(points, plan, recipe)))
+        decisions = calibrate(float_model, points, samples, recipe, progress=progress)
+    notes = (*notes, *cut, *more, *_left_float(without_range(points, decisions, recipe)))
     task = Task(float_model, blocks, points, samples, recipe, here, storage)
     with opened(folder, _key(task), resume=resume) as state:
         with clock.stage("reconstruct"):
-            walked = walk(task, plan, progress, state)
+            walked = walk(task, decisions, progress, state)
         with clock.stage("emit"):
             proto = emit(float_model, walked.plan, target)
-            files = _written(proto, destination, recipe)
+            beside = {path: walked.plan.as_bytes() for path in kept}
+            files = written(proto, destination, threads=recipe.threads, beside=beside)
         state.discard()
     with clock.stage("validate"):
         validation = validate_files(
@@ -256,28 +258,6 @@ def _key(task: Task) -> dict[str, object]:
     model = {"sha256": task.model.source_sha256, "blocks": [b.name for b in task.blocks]}
     seen = {**environment(), "onnxbrecq": version("onnxbrecq"), "cores": os.cpu_count()}
     return {"model": model, "data": inputs, "recipe": recipe.as_json(), "environment": seen}
-
-
-def _written(proto: onnx.ModelProto, destination: Path, recipe: Recipe) -> list[Path]:
-    """The files of the model, once they are there: all or none."""
-    _check(proto, recipe)
-    parts = contents(proto, destination.name)
-    files = {destination.with_name(name): part for name, part in parts.items()}
-    write_together(files)
-    return sorted(files)
-
-
-def _check(proto: onnx.ModelProto, recipe: Recipe) -> None:
-    """No model is written that the checker refuses or the runtime cannot open.
-
-    Raises:
-        EmissionError: the checker's complaint.
-        ModelError: the runtime's.
-    """
-    said = objection(proto)
-    if said is not None:
-        raise EmissionError(f"the emitted model is not valid ONNX: {said}")
-    Session(proto, threads=recipe.threads)
 
 
 def _result(

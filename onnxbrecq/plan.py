@@ -175,9 +175,11 @@ class QuantPlan:
                     for key in sorted(keys)
                     if key.endswith(":bias")
                 }
+                recipe = json.loads(metadata["recipe"])
+                source = metadata["source_sha256"]
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise PlanError(f"{path}: cannot be read as a plan: {error}") from error
-        return QuantPlan(tensors, biases, metadata["source_sha256"], json.loads(metadata["recipe"]))
+        return QuantPlan(tensors, biases, source, recipe)
 
 
 def _equal_or_absent(a: NDArray[np.uint8] | None, b: NDArray[np.uint8] | None) -> bool:

@@ -109,6 +109,28 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Emission:
+    """What was written from a saved plan. `as_json` is its public form."""
+
+    tool_version: str
+    model: FileFacts
+    output: FileFacts
+    target: str
+    weights_mean_bits: float | None
+    activations_mean_bits: float | None
+    layers: tuple[LayerFacts, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON object of `emit`: what it shares with `quantize` has the same keys."""
+        return {
+            **_written(self),
+            "target": self.target,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
 class Result:
     """Everything a run found out. `as_json` is its public form."""
 
@@ -133,20 +155,7 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """The JSON object of `quantize` and `validate`, schema version 1."""
         return {
-            "schema_version": SCHEMA_VERSION,
-            "tool": {"name": "onnxbrecq", "version": self.tool_version},
-            "model": asdict(self.model),
-            "output": asdict(self.output),
-            "size": {
-                "float_bytes": self.model.size_bytes,
-                "quantized_bytes": self.output.size_bytes,
-                "ratio": self.output.size_bytes / self.model.size_bytes,
-            },
-            "bits": {
-                "weights_mean": self.weights_mean_bits,
-                "activations_mean": self.activations_mean_bits,
-            },
-            "layers": [asdict(layer) for layer in self.layers],
+            **_written(self),
             "blocks": [asdict(block) for block in self.blocks],
             "accuracy": asdict(self.accuracy) if self.accuracy else None,
             "fidelity": asdict(self.fidelity) if self.fidelity else None,
@@ -158,3 +167,20 @@ class Result:
             "environment": self.environment,
             "notes": list(self.notes),
         }
+
+
+def _written(found: Emission | Result) -> dict[str, Any]:
+    """What JSON says of every model that was written."""
+    before, after = found.model.size_bytes, found.output.size_bytes
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "onnxbrecq", "version": found.tool_version},
+        "model": asdict(found.model),
+        "output": asdict(found.output),
+        "size": {"float_bytes": before, "quantized_bytes": after, "ratio": after / before},
+        "bits": {
+            "weights_mean": found.weights_mean_bits,
+            "activations_mean": found.activations_mean_bits,
+        },
+        "layers": [asdict(layer) for layer in found.layers],
+    }

@@ -1,21 +1,26 @@
 """An onnxruntime session: silent, on the CPU provider, whose failures are one-line ModelErrors."""
 
+from __future__ import annotations
+
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxbrecq.data.dataset import Dataset, Feed
 from onnxbrecq.errors import DataError, ModelError
 from onnxbrecq.graph.write import contents, is_large
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.runtime.cache import Storage, Stored
+
+if TYPE_CHECKING:  # emission needs sessions, but no data
+    from onnxbrecq.data.dataset import Dataset, Feed
 
 Outputs = dict[str, NDArray[np.generic]]
 
