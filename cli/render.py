@@ -175,6 +175,7 @@ def _result_rows(found: "Result") -> Rows:
             f"layer inputs {found.activations_mean_bits:.2f}",
         )
     yield from _quality_rows(found)
+    yield from _node_rows(found)
     yield from _execution_rows(found)
     if found.gate.met is not None:
         asked = ", ".join(f"{key} {value:g}" for key, value in found.gate.asked.items())
@@ -234,6 +235,19 @@ def _quality_rows(found: "Result") -> Rows:
             f"{100 * parity.mismatched_fraction:.2f} % of the outputs differ between optimised "
             f"and unoptimised sessions, by {parity.max_steps} steps at most",
         )
+
+
+def _node_rows(found: "Result") -> Rows:
+    nodes = found.parity.nodes if found.parity is not None else None
+    if nodes is None or not nodes.nodes:
+        return
+    beyond = [node.name or node.op for node in nodes.beyond_one_step]
+    further = f"; more than one step: {_names(beyond)}" if beyond else ""
+    yield (
+        "exactness",
+        f"{100 * (1 - nodes.mismatched_fraction):.3f} % of what {nodes.nodes} nodes compute equals "
+        f"integer arithmetic, the rest is off by {nodes.max_steps} steps at most{further}",
+    )
 
 
 def _execution_rows(found: "Result") -> Rows:

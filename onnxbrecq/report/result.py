@@ -88,15 +88,51 @@ class Execution:
 
 
 @dataclass(frozen=True)
+class NodeSteps:
+    """How far one node, or (`name` None) all of one operator, is from exact integer arithmetic."""
+
+    name: str | None
+    op: str
+    max_steps: int
+    mismatched_fraction: float
+    elements: int
+
+
+@dataclass(frozen=True)
+class NodeParity:
+    """The executed nodes against exact integer arithmetic, each fed what it was really fed.
+
+    Attributes:
+        samples: how many went through.
+        nodes: how many were compared.
+        max_steps: the largest difference, in steps of the node's output.
+        mismatched_fraction: share of the elements that differ, of nodes that compute.
+        operators: the same for each operator, those that only move values among them.
+        beyond_one_step: the nodes that are more than a step off, in order of execution.
+        float_operators: operator → number of nodes that do not compute on integers.
+    """
+
+    samples: int
+    nodes: int
+    max_steps: int
+    mismatched_fraction: float
+    operators: tuple[NodeSteps, ...]
+    beyond_one_step: tuple[NodeSteps, ...]
+    float_operators: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Parity:
     """Optimised session against unoptimised, at the output, in steps of its quantizer.
 
-    `max_steps` and `mismatched_fraction` are None where the output is not quantized.
+    `max_steps` and `mismatched_fraction` are None where the output is not quantized. `nodes` holds
+    the optimised session against integer arithmetic, node by node; None where that was not done.
     """
 
     max_steps: int | None
     mismatched_fraction: float | None
     agreement: float | None
+    nodes: NodeParity | None = None
 
 
 @dataclass(frozen=True)

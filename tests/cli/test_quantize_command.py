@@ -28,7 +28,7 @@ KEYS = {
         "provider", "loads", "integer_macs_fraction", "float_nodes", "latency_ms",
         "float_latency_ms", "speedup",
     },
-    "parity": {"max_steps", "mismatched_fraction", "agreement"},
+    "parity": {"max_steps", "mismatched_fraction", "agreement", "nodes"},
     "gate": {"asked", "met", "reason"},
     "timing": {"total_seconds", "stages"},
     "memory": {"peak_bytes"},
@@ -59,6 +59,10 @@ def test_quantize_writes_model_and_json(model: Path, recipe: Path, run: Run) -> 
     assert missing_keys(found) == {}
     assert found["output"]["path"] == str(model.with_name("net.quant.onnx"))
     onnxruntime.InferenceSession(found["output"]["path"], providers=["CPUExecutionProvider"])
+    nodes = found["parity"]["nodes"]
+    assert nodes["nodes"] > 4
+    assert nodes["float_operators"] == {}
+    assert {"op", "max_steps", "mismatched_fraction"} <= set(nodes["operators"][0])
     assert "reconstruct" in done.err
 
 
