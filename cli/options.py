@@ -74,6 +74,13 @@ def measuring(function: F) -> F:
             help="Fail with status 3 if top-1 (agreement without labels) drops further.",
         ),
         click.option(
+            "--min-integer",
+            type=float,
+            metavar="SHARE",
+            help="Fail with status 3 if less of the weight layers' multiply-accumulates, from 0 "
+            "to 1, runs in integer kernels.",
+        ),
+        click.option(
             "-e",
             "--eval",
             "evaluation",

@@ -132,7 +132,8 @@ def quantize(
     with clock.stage("validate"):
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
-            max_drop=recipe.max_drop, threads=recipe.threads, progress=progress,
+            max_drop=recipe.max_drop, min_integer=recipe.min_integer,
+            threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
         float_model, files, proto,
@@ -167,7 +168,8 @@ def validate(
     with clock.stage("validate"):
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
-            max_drop=recipe.max_drop, threads=recipe.threads, progress=progress,
+            max_drop=recipe.max_drop, min_integer=recipe.min_integer,
+            threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
         float_model, files, proto,
@@ -254,7 +256,7 @@ def _key(task: Task) -> dict[str, object]:
     """What a block's decisions depend on."""
     inputs = digest(task.data.inputs)
     # The gate is judged when all is done; where activations lie changes no value.
-    recipe = dataclasses.replace(task.recipe, max_drop=None, max_memory=None)
+    recipe = dataclasses.replace(task.recipe, max_drop=None, min_integer=None, max_memory=None)
     model = {"sha256": task.model.source_sha256, "blocks": [b.name for b in task.blocks]}
     seen = {**environment(), "onnxbrecq": version("onnxbrecq"), "cores": os.cpu_count()}
     return {"model": model, "data": inputs, "recipe": recipe.as_json(), "environment": seen}

@@ -147,6 +147,8 @@ class Recipe:
             `ort-cpu`, or `ort-cpu-avx2` on a processor whose kernels for signed 8-bit weights
             saturate.
         max_drop: the gate, in percentage points; None: no gate.
+        min_integer: the gate, as the share of all multiply-accumulates of weight layers that must
+            run in integer kernels, from 0 to 1; None: no gate.
         seed: of every random choice.
         threads: of torch and onnxruntime; None: all cores.
         max_memory: bytes the process may take, beyond which activations go to disk; None: half of
@@ -162,6 +164,7 @@ class Recipe:
     effort: Effort = "balanced"
     target: str | None = None
     max_drop: float | None = None
+    min_integer: float | None = None
     seed: int = 0
     threads: int | None = None
     max_memory: int | None = None
@@ -180,6 +183,8 @@ class Recipe:
         _one_of("device", self.device, DEVICES)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise RecipeError(f"max_drop = {self.max_drop}: want percentage points from 0 to 100")
+        if self.min_integer is not None and not 0 <= self.min_integer <= 1:
+            raise RecipeError(f"min_integer = {self.min_integer}: want a share from 0 to 1")
         if self.threads is not None and self.threads < 1:
             raise RecipeError(f"threads = {self.threads}: want at least 1")
         if self.max_memory is not None and self.max_memory < 1:

@@ -15,7 +15,7 @@ from onnxbrecq.runtime.session import PROVIDER, Session
 from onnxbrecq.validation.accuracy import top1_accuracy
 from onnxbrecq.validation.coverage import coverage
 from onnxbrecq.validation.fidelity import Comparison, compare, fidelity
-from onnxbrecq.validation.gate import judge
+from onnxbrecq.validation.gate import joined, judge, judge_execution
 from onnxbrecq.validation.node_parity import node_parity
 from onnxbrecq.validation.parity import parity
 
@@ -43,6 +43,7 @@ def validate(
     samples: Dataset,
     labelled: Dataset | None = None,
     max_drop: float | None = None,
+    min_integer: float | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Validation:
@@ -54,6 +55,7 @@ def validate(
         samples: calibration data; measured on only where `labelled` is None.
         labelled: evaluation data; accuracy needs its labels.
         max_drop: the gate, in points; None: no gate.
+        min_integer: the gate, as a share of the multiply-accumulates in integer kernels.
         threads: of onnxruntime; latency is always measured with one.
         progress: told of each batch.
 
@@ -70,13 +72,14 @@ def validate(
     accuracy = _accuracy(data, comparison) if labelled is not None else None
     nearness = fidelity(comparison)
     plain = parity(quantized, optimized, data, batch, threads=threads, progress=progress)
+    execution = _execution(quantized, reference, data)
     nodes, untraced = _nodes(quantized, reference, data, threads, progress)
     return Validation(
         accuracy=accuracy,
         fidelity=nearness,
-        execution=(_execution(quantized, reference, data),),
+        execution=(execution,),
         parity=replace(plain, nodes=nodes),
-        gate=judge(max_drop, accuracy, nearness),
+        gate=joined(judge(max_drop, accuracy, nearness), judge_execution(min_integer, execution)),
         notes=(*_notes(comparison, labelled), *untraced),
     )
 

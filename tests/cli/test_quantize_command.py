@@ -157,3 +157,16 @@ def test_threads_spin_briefly_unless_the_user_says(
 ) -> None:
     spin_briefly(given)
     assert given.get("GOMP_SPINCOUNT") == wanted
+
+
+def test_layers_in_float_fail_the_run_that_wants_integers(
+    model: Path, recipe: Path, run: Run
+) -> None:
+    done = run("quantize", model, "-q", "--recipe", recipe, "-a", "float", "--min-integer", "0.9")
+    assert done.status == 3
+    assert "in float: first, second, head" in done.error
+    quantized = model.with_name("net.quant.onnx")
+    done = run("validate", quantized, "--reference", model, "-q", "--min-integer", "0")
+    assert done.status == 0, done.err
+    done = run("validate", quantized, "--reference", model, "-q", "--min-integer", "2")
+    assert done.status == 2
