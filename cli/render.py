@@ -68,6 +68,12 @@ def emission(found: Json, json: Path | None, *, quiet: bool) -> None:
 
 def inspection(found: Json, json: Path | None, *, quiet: bool) -> None:
     """Shows the structure of a model, from the JSON of `inspect`."""
+    if "quantized" in found:
+        bits = ("weight_bits", "activation_bits")
+        rows = [[x["name"], *(str(x[key] or "float") for key in bits)] for x in found["layers"]]
+        table = _section("Layers", ("layer", "weight bits", "data bits"), rows)
+        _deliver([_pairs(_quantized_rows(found)), *table], found, json, quiet=quiet)
+        return
     parts: list[RenderableType] = [_pairs(_model_rows(found))]
     columns = ("block and its nodes", "operator", "MACs", "parameters", "will run")
     parts += _section("Blocks", columns, list(_tree_rows(found)))
@@ -299,6 +305,16 @@ def _model_rows(found: Json) -> Rows:
     )
     for note in model["notes"]:
         yield "note", note
+
+
+def _quantized_rows(found: Json) -> Rows:
+    model, told = found["model"], found["quantized"]
+    yield "model", f"{model['path']}, opset {model['opset']}, {_bytes(model['size_bytes'])}"
+    yield "quantized", f"by onnxbrecq {told['version']} for target {told['target']}"
+    yield "source", f"sha256 {told['source_sha256'] or 'unknown'}"
+    yield "data", f"sha256 {told['data_sha256'] or 'unknown'}"
+    asked = (f"{key} {value}" for key, value in told["recipe"].items() if value is not None)
+    yield "recipe", ", ".join(asked)
 
 
 def _tree_rows(found: Json) -> Iterator[tuple[str, ...]]:

@@ -68,7 +68,7 @@ def calibrate(
         qtype = QType(width, target.weight_grid(width))
         axis = layer.axis if layer.op in target.per_channel else None
         tensors[layer.weight] = _weight_quant(model, layer, qtype, axis, tensors.get(layer.data))
-    return QuantPlan(tensors, {}, model.source_sha256, recipe.as_json())
+    return QuantPlan(tensors, source_sha256=model.source_sha256, recipe=recipe.decisive().as_json())
 
 
 def without_range(points: Points, plan: QuantPlan, recipe: Recipe) -> tuple[str, ...]:

@@ -12,12 +12,14 @@ from pathlib import Path
 import onnx
 
 from onnxbrecq.emit.emit import emit
-from onnxbrecq.emit.targets import target_by_name, target_for
+from onnxbrecq.emit.targets import Target, target_by_name, target_for
 from onnxbrecq.errors import EmissionError, PlanError
 from onnxbrecq.graph.check import objection
 from onnxbrecq.graph.fork import fork
 from onnxbrecq.graph.load import load
 from onnxbrecq.graph.model import Model
+from onnxbrecq.graph.points import find_points
+from onnxbrecq.graph.provenance import Provenance, edit_provenance
 from onnxbrecq.graph.write import contents, places
 from onnxbrecq.output import claim, write_together
 from onnxbrecq.plan import QuantPlan
@@ -66,7 +68,7 @@ def emit_plan(
         claim(place, force=force, sources=(*original.files, saved))
     float_model = fork(original, _activations(decisions))
     _check_fit(saved, decisions, float_model)
-    proto = emit(float_model, decisions, runtime)
+    proto = emitted(float_model, decisions, runtime)
     files = written(proto, destination)
     layers = layer_facts(original, proto)
     weights, activations = mean_bits(layers)
@@ -80,6 +82,31 @@ def emit_plan(
         layers=layers,
         notes=original.notes,
     )
+
+
+def emitted(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
+    """The quantized model as it is to be written: it tells where it comes from.
+
+    Raises:
+        EmissionError: as `emit`.
+    """
+    proto = emit(model, plan, target)
+    layers = find_points(model).layers.values()
+    told = Provenance(
+        version=version("onnxbrecq"),
+        target=target.name,
+        source_sha256=plan.source_sha256,
+        data_sha256=plan.data_sha256,
+        recipe=plan.recipe,
+        bits={layer.node: (_bits(plan, layer.weight), _bits(plan, layer.data)) for layer in layers},
+    )
+    edit_provenance(proto, told)
+    return proto
+
+
+def _bits(plan: QuantPlan, tensor: str) -> int | None:
+    quant = plan.tensors.get(tensor)
+    return None if quant is None else quant.qtype.bits
 
 
 def written(

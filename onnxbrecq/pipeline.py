@@ -15,8 +15,7 @@ from onnxbrecq.blockwise import walk
 from onnxbrecq.calibrate import calibrate, without_range
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
-from onnxbrecq.emission import written
-from onnxbrecq.emit.emit import emit
+from onnxbrecq.emission import emitted, written
 from onnxbrecq.emit.targets import Target, permit, run_here, target_for
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
@@ -119,13 +118,14 @@ def quantize(
             labelled = storage.kept(labelled)
     with clock.stage("calibrate"):
         decisions = calibrate(float_model, points, samples, recipe, progress=progress)
+        decisions = dataclasses.replace(decisions, data_sha256=digest(samples.inputs))
     notes = (*notes, *cut, *more, *_left_float(without_range(points, decisions, recipe)))
     task = Task(float_model, blocks, points, samples, recipe, here, storage)
-    with opened(folder, _key(task), resume=resume) as state:
+    with opened(folder, _key(task, decisions.data_sha256), resume=resume) as state:
         with clock.stage("reconstruct"):
             walked = walk(task, decisions, progress, state)
         with clock.stage("emit"):
-            proto = emit(float_model, walked.plan, target)
+            proto = emitted(float_model, walked.plan, target)
             beside = {path: walked.plan.as_bytes() for path in kept}
             files = written(proto, destination, threads=recipe.threads, beside=beside)
         state.discard()
@@ -252,14 +252,16 @@ def _left_float(tensors: Sequence[str]) -> tuple[str, ...]:
     return (f"{named} stay float: infinite, or without any value, on the calibration data",)
 
 
-def _key(task: Task) -> dict[str, object]:
-    """What a block's decisions depend on."""
-    inputs = digest(task.data.inputs)
-    # The gate is judged when all is done; where activations lie changes no value.
-    recipe = dataclasses.replace(task.recipe, max_drop=None, min_integer=None, max_memory=None)
+def _key(task: Task, data: str) -> dict[str, object]:
+    """What a block's decisions depend on; `data` is the digest of the samples."""
     model = {"sha256": task.model.source_sha256, "blocks": [b.name for b in task.blocks]}
     seen = {**environment(), "onnxbrecq": version("onnxbrecq"), "cores": os.cpu_count()}
-    return {"model": model, "data": inputs, "recipe": recipe.as_json(), "environment": seen}
+    return {
+        "model": model,
+        "data": data,
+        "recipe": task.recipe.decisive().as_json(),
+        "environment": seen,
+    }
 
 
 def _result(

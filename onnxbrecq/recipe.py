@@ -236,6 +236,10 @@ class Recipe:
         """How blocks are learned."""
         return self.reconstruction or _EFFORT[self.effort]
 
+    def decisive(self) -> Self:
+        """What decisions depend on: the gates and the bound of memory are as if not given."""
+        return dataclasses.replace(self, max_drop=None, min_integer=None, max_memory=None)
+
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
         return dataclasses.asdict(self)

@@ -58,3 +58,23 @@ def test_what_is_no_plan_is_one_line(content: bytes, model: Path, run: Run) -> N
     done = run("emit", model, file)
     assert done.status == 1
     assert "bad.plan: cannot be read as a plan" in done.error
+
+
+def test_inspect_reads_back_where_a_file_comes_from(model: Path, plan: Path, run: Run) -> None:
+    source = json.loads(run("inspect", model, "--json", "-").out)["model"]["sha256"]
+    portable = model.with_name("portable.onnx")
+    assert run("emit", model, plan, "--target", "portable", "-o", portable).status == 0
+    told = {}
+    for file, target in ((model.with_name("net.quant.onnx"), "ort-cpu"), (portable, "portable")):
+        done = run("inspect", file, "-q", "--json", "-")
+        assert done.status == 0, done.err
+        told[target] = json.loads(done.out)
+        assert told[target]["quantized"]["target"] == target
+        assert told[target]["quantized"]["source_sha256"] == source
+        assert len(told[target]["quantized"]["data_sha256"]) == 64
+    # Bytes hold 4 bits in the portable file; what was decided is the same.
+    assert told["portable"]["layers"] == told["ort-cpu"]["layers"]
+    assert [x["weight_bits"] for x in told["portable"]["layers"]] == [8, 4, 8]
+    shown = run("inspect", portable)
+    assert "second" in shown.out
+    assert "for target portable" in shown.out
