@@ -71,7 +71,7 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
     metavar="SIZE",
     help="Activations beyond it go to disk: 4GiB, 500MB; default: half of what is free.",
 )
-@click.option("--device", metavar="auto|cpu", help=f"Default {Recipe.device}.")
+@click.option("--device", metavar="auto|cpu|cuda", help=f"Default {Recipe.device}.")
 @measuring
 @common
 @click.pass_context

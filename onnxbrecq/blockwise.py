@@ -34,6 +34,7 @@ from onnxbrecq.parts import (
 )
 from onnxbrecq.plan import QuantPlan, TensorQuant
 from onnxbrecq.progress import Progress
+from onnxbrecq.recon.device import learning_device
 from onnxbrecq.recon.fisher import FisherSweep
 from onnxbrecq.recon.optimise import reconstruct, steps
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem, on_grid
@@ -228,7 +229,10 @@ def _problem(task: Task, part: Part, plan: QuantPlan) -> Problem | None:
         if name is not None
     }
     heads = _heads(part, task.points, plan)
-    return Problem(part.torch, part.alone, plan, task.points, part.model.nodes, heads, constants)
+    return Problem(
+        part.torch, part.alone, plan, task.points, part.model.nodes, heads, constants,
+        learning_device(task.recipe.device),
+    )  # fmt: skip
 
 
 def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> Iterator[QuantPlan]:
@@ -291,7 +295,8 @@ def _fisher(task: Task, parts: Sequence[Part], progress: Progress) -> Arrays:
     names = tuple(dict.fromkeys(name for part in parts for name in part.block.outputs))
     probe = submodel(task.model, list(task.model.nodes), task.model.inputs, names)
     session = Session(probe.proto, threads=task.recipe.threads)
-    sweep = FisherSweep([part.torch for part in parts], task.recipe.seed)
+    device = learning_device(task.recipe.device)
+    sweep = FisherSweep([part.torch for part in parts], task.recipe.seed, device)
     count, done = min(len(task.data), _FISHER_SAMPLES), 0
     for feed in task.data.batches(RUN_BATCH, count):
         sweep.add({**feed, **session.run(feed)}, outputs)

@@ -28,6 +28,7 @@ from onnxbrecq.output import claim
 from onnxbrecq.parts import Task
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
+from onnxbrecq.recon.device import learning_device
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
 from onnxbrecq.report.result import BlockFacts, Result
 from onnxbrecq.runtime.cache import Storage
@@ -94,6 +95,7 @@ def quantize(
     """
     target, here, notes = _target(recipe or Recipe())
     recipe = dataclasses.replace(recipe or Recipe(), target=target.name)
+    learning_device(recipe.device)  # said before any work, if it is not there
     clock = _Clock()
     source = Path(model)
     destination = Path(output) if output else source.with_name(f"{source.stem}.quant.onnx")

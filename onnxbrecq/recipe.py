@@ -15,7 +15,7 @@ Effort = Literal["fast", "balanced", "best", "paper"]
 WEIGHT_BITS = (2, 3, 4, 8)
 ACTIVATION_BITS = (2, 3, 4, 8, 16)
 EFFORTS = ("fast", "balanced", "best", "paper")
-DEVICES = ("auto", "cpu")  # learning on a GPU is not built yet
+DEVICES = ("auto", "cpu", "cuda")
 TARGETS = ("ort-cpu", "ort-cpu-avx2", "openvino", "tensorrt", "qnn", "portable")
 
 
@@ -153,7 +153,7 @@ class Recipe:
         threads: of torch and onnxruntime; None: all cores.
         max_memory: bytes the process may take, beyond which activations go to disk; None: half of
             what is free. The result does not depend on it.
-        device: where blocks are optimised.
+        device: where blocks are optimised; `auto`: on a GPU if torch can use one.
         preprocess: for image folders.
         reconstruction: how blocks are learned, in place of what `effort` says.
     """

@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import onnx
@@ -68,6 +68,11 @@ class TorchBlock(nn.Module):
         self._constants = dict(constants)
         for parameter in self.parameters():
             parameter.requires_grad_(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Constants move with the modules."""
+        self._constants = {name: fn(value) for name, value in self._constants.items()}
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def run(
         self,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxbrecq.recon.bridge import TorchBlock
+from onnxbrecq.recon.device import CPU, placed
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -24,9 +25,12 @@ Arrays = Mapping[str, NDArray[Any]]
 class FisherSweep:
     """Accumulates squared gradients at the blocks' outputs, batch by batch."""
 
-    def __init__(self, blocks: Sequence[TorchBlock | None], seed: int) -> None:
+    def __init__(
+        self, blocks: Sequence[TorchBlock | None], seed: int, device: torch.device = CPU
+    ) -> None:
         """Blocks in execution order; None stands for an island, which ends the sweep."""
         self._blocks = blocks
+        self._device = device
         self._generator = torch.Generator().manual_seed(seed)
         self._sums: dict[str, Tensor] = {}
 
@@ -47,9 +51,10 @@ class FisherSweep:
                 return
             wanted = {name: gradients[name] for name in block.outputs if name in gradients}
             for name, gradient in wanted.items():
-                total = gradient.square().sum(dim=0, keepdim=True)
+                total = gradient.square().sum(dim=0, keepdim=True).to(CPU)
                 self._sums[name] = self._sums.get(name, torch.zeros(())) + total
-            _pull_back(block, values, wanted, gradients)
+            with placed(block, self._device):
+                _pull_back(block, values, wanted, gradients, self._device)
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Tensor name → Fisher weight of each element [1, ...], with mean 1."""
@@ -73,17 +78,24 @@ def _unit_gaussian(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _pull_back(
-    block: TorchBlock, values: Arrays, wanted: Mapping[str, Tensor], gradients: dict[str, Tensor]
+    block: TorchBlock,
+    values: Arrays,
+    wanted: Mapping[str, Tensor],
+    gradients: dict[str, Tensor],
+    device: torch.device,
 ) -> None:
     """Adds to `gradients` what the block's inputs receive from its outputs `wanted`."""
     if not wanted:
         return
-    feed = {name: torch.from_numpy(np.array(values[name])) for name in block.inputs}
+    feed = {name: torch.from_numpy(np.array(values[name])).to(device) for name in block.inputs}
     leaves = [value.requires_grad_() for value in feed.values() if value.is_floating_point()]
     names = [name for name, value in feed.items() if value.is_floating_point()]
     outputs = block.run(feed)
     received = torch.autograd.grad(
-        [outputs[name] for name in wanted], leaves, list(wanted.values()), allow_unused=True
+        [outputs[name] for name in wanted],
+        leaves,
+        [gradient.to(device) for gradient in wanted.values()],
+        allow_unused=True,
     )
     for name, gradient in zip(names, received, strict=True):
         if gradient is not None:

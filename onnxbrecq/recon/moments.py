@@ -120,12 +120,14 @@ def gather(site: Site, batches: Iterable[Batch], generator: torch.Generator) -> 
     """
     groups, outputs, length = site.matrix.shape
     pieces, count = _pieces(length), places_wanted(site)
+    matrix: Tensor | None = None
     sums: list[_Sums] = []
     for i, (data, wanted, share) in enumerate(batches):
         places = _Places(site, data, max(1, round(count * share)), generator)
         x = places.read(data).reshape(-1, groups, length).transpose(0, 1)
         made = places.made(wanted).reshape(-1, groups, outputs).transpose(0, 1)
-        r = made - x @ site.matrix.mT
+        matrix = site.matrix.to(x.device) if matrix is None else matrix
+        r = made - x @ matrix.mT
         if len(sums) < 2:
             origin = sums[0].origin if sums else (x.mean(1, keepdim=True), r.mean(1, keepdim=True))
             sums.append(_Sums(origin, pieces))
@@ -169,12 +171,13 @@ class _Sums:
 
     def moments(self) -> Moments:
         """About the means, which count from zero again."""
-        gram, cross, read, missed = (total / self._count for total in self._totals)
+        gram, cross, read, missed = (total.cpu() / self._count for total in self._totals)
+        x, r = (origin.cpu() for origin in self.origin)
         return Moments(
             gram - read[:, :, None] * read[:, None, :],
             cross - missed[:, :, None] * read.reshape(len(cross), 1, -1),
-            read + split(self.origin[0], self._pieces)[:, 0],
-            missed + self.origin[1][:, 0],
+            read + split(x, self._pieces)[:, 0],
+            missed + r[:, 0],
         )
 
 
@@ -186,7 +189,8 @@ class _Places:
         self._window: tuple[Tensor, ...] | None = None
         self._pads: list[int] = []
         if site.node.op_type != "Conv":
-            self._index: tuple[Tensor, ...] = (_drawn(x[..., 0].numel(), count, generator),)
+            drawn = _drawn(x[..., 0].numel(), count, generator)
+            self._index: tuple[Tensor, ...] = (drawn.to(x.device),)
             return
         rank = x.ndim - 2
         kernel = site.weight.shape[2:]
@@ -203,8 +207,8 @@ class _Places:
             before, after = self._pads[2 * (rank - 1 - axis) :][:2]
             length = x.shape[2 + axis] + before + after
             sizes.append((length - reach[axis]) // steps[axis] + 1)
-        drawn = _drawn(math.prod(sizes), count, generator)
-        self._index = torch.unravel_index(drawn, sizes)
+        parts = torch.unravel_index(_drawn(math.prod(sizes), count, generator), sizes)
+        self._index = tuple(part.to(x.device) for part in parts)
         sample, *places = self._index
         window = []
         for axis, (place, size) in enumerate(zip(places, kernel, strict=True)):
@@ -228,8 +232,8 @@ class _Places:
 def _drawn(total: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` of `total` places at random; all of them where that is not much more."""
     if 2 * count >= total:
-        return torch.arange(total)
-    return torch.randint(total, (count,), generator=generator)
+        return torch.arange(total, device="cpu")
+    return torch.randint(total, (count,), generator=generator, device="cpu")
 
 
 def _pieces(length: int) -> int:

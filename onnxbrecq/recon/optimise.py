@@ -19,6 +19,7 @@ Each part is a setting of `Reconstruction`; the paper's own schedule is one choi
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from torch import Tensor, nn
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.recon.bridge import TorchBlock
-from onnxbrecq.recon.problem import BlockData, Decisions, Problem, picked
+from onnxbrecq.recon.device import CPU, Rows, placed
+from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.quantizers import Dropping, LearnedBias, LearnedStep, Pull, SoftRounding
 from onnxbrecq.recon.resources import buffers_kept
 
@@ -99,15 +101,16 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
     settings = recipe.settings()
     generator = torch.Generator().manual_seed(seed)
     dropping = Dropping(settings.drop, generator)
-    model = _quantized(problem, dropping, _LEAN if settings.start == "second-order" else 0.0)
+    lean = _LEAN if settings.start == "second-order" else 0.0
+    model = _quantized(problem, dropping, lean).to(problem.device)
     optimizer = _optimizer(model, settings)
-    source = _Source(data, generator)
+    source = _Source(data, generator, problem.device)
     batch_size = 1 if problem.alone else settings.batch_size
     iterations = steps(problem, settings)
     soft = round((1 - settings.settle) * iterations)
     input_dropping = dropping if _coarse(data.inputs, problem.plan) else None
-    half = _coarse(problem.constants, problem.plan) and _fast_bfloat16()
-    with buffers_kept():
+    half = _coarse(problem.constants, problem.plan) and _fast_bfloat16(problem.device)
+    with buffers_kept(), placed(problem.block, problem.device):
         unit, weight = _balance(model, source, batch_size, settings)
         model.train()
         for i in range(iterations):
@@ -115,7 +118,7 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
                 model.harden()
                 dropping.settle()
             feed, targets = source.batch(batch_size, input_dropping)
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with torch.autocast(problem.device.type, torch.bfloat16) if half else nullcontext():
                 outputs = model(feed, _pull(weight, i / max(soft, 1)))
             loss = source.error(outputs, targets) / unit
             if not loss.requires_grad:  # once the weights are hard, nothing may be left to learn
@@ -140,11 +143,13 @@ def _coarse(names: Iterable[str], plan: QuantPlan) -> bool:
     return any(bits < _NOISELESS for bits in found)
 
 
-def _fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 natively; then a step takes half the time.
+def _fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively; then a step takes half the time.
 
     Its rounding (relative 2**-8) is far below the error of weights with fewer than 8 bits.
     """
+    if device != CPU:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
 
 
@@ -206,22 +211,26 @@ def _optimizer(model: _Quantized, settings: Reconstruction) -> torch.optim.Optim
 class _Source:
     """Random batches of a block's data, and the weighted error on them."""
 
-    def __init__(self, data: BlockData, generator: torch.Generator) -> None:
-        self._data = data
-        self._weights = {n: torch.from_numpy(a) for n, a in data.weights.items()}
+    def __init__(self, data: BlockData, generator: torch.Generator, device: torch.device) -> None:
+        self._count = len(data)
+        self._inputs, self._float_inputs, self._targets = (
+            Rows(samples, device) for samples in (data.inputs, data.float_inputs, data.targets)
+        )
+        self._weights = {n: torch.from_numpy(a).to(device) for n, a in data.weights.items()}
         self._generator = generator
 
     def batch(
         self, size: int, dropping: Dropping | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs and targets of `size` random samples; some of the inputs' values are float."""
-        index = torch.randint(len(self._data), (size,), generator=self._generator).numpy()
-        feed = {name: picked(samples, index) for name, samples in self._data.inputs.items()}
+        draws = torch.randint(self._count, (size,), generator=self._generator, device="cpu")
+        index = draws.numpy()
+        feed = self._inputs.at(index)
         for name, value in feed.items() if dropping else ():
             passes = dropping.mask(value) if value.is_floating_point() else None  # type: ignore[union-attr]
             if passes is not None:
-                feed[name] = torch.lerp(value, picked(self._data.float_inputs[name], index), passes)
-        return feed, {name: picked(samples, index) for name, samples in self._data.targets.items()}
+                feed[name] = torch.lerp(value, self._float_inputs.of(name, index), passes)
+        return feed, self._targets.at(index)
 
     def error(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
         """Mean weighted squared error, summed over the outputs."""

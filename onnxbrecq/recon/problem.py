@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from onnxbrecq import affine
 from onnxbrecq.data.dataset import Index, Picked, Samples
@@ -16,6 +15,7 @@ from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import Points
 from onnxbrecq.plan import QuantPlan, TensorQuant
 from onnxbrecq.recon.bridge import TorchBlock
+from onnxbrecq.recon.device import CPU
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -60,6 +60,7 @@ class Problem:
         nodes: the block's nodes in order.
         heads: activations of the block that own a quantizer.
         constants: initializer name → float value, of the weights to round and the biases.
+        device: where it is learned.
     """
 
     block: TorchBlock
@@ -69,6 +70,7 @@ class Problem:
     nodes: tuple[onnx.NodeProto, ...]
     heads: tuple[str, ...]
     constants: Arrays
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,3 @@ class _OnGrid:
 
     def __getitem__(self, index: Index) -> NDArray[Any]:
         return affine.dequantize(affine.quantize(self.samples[index], self.quant), self.quant)
-
-
-def picked(samples: Samples, index: NDArray[np.intp]) -> Tensor:
-    """The samples at `index`; of feature maps the channels last, as oneDNN wants them."""
-    part = torch.from_numpy(samples[index])
-    return part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part

@@ -168,7 +168,7 @@ class LearnedBias(nn.Module):
     def hardened(self) -> NDArray[np.float32]:
         """The decision."""
         with torch.no_grad():
-            return self.value().numpy().copy()
+            return self.value().cpu().numpy().copy()
 
 
 class LearnedStep(nn.Module):
@@ -233,9 +233,10 @@ class Dropping:
         if self._share == 0:
             return None
         if len(self._draws) < like.numel() + _PLACES:
-            draws = torch.rand(like.numel() + _PLACES, generator=self._generator)
-            self._draws = (draws < self._share).to(torch.float32)
-        start = int(torch.randint(_PLACES, (1,), generator=self._generator))
+            count = like.numel() + _PLACES
+            draws = torch.rand(count, generator=self._generator, device="cpu")
+            self._draws = (draws < self._share).to(like.device, torch.float32)
+        start = int(torch.randint(_PLACES, (1,), generator=self._generator, device="cpu"))
         layout = torch.empty_like(like, device="meta").stride()
         return self._draws.as_strided(like.shape, layout, start).to(like.dtype)
 

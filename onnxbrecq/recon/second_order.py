@@ -27,8 +27,9 @@ from torch import Tensor
 from onnxbrecq import affine
 from onnxbrecq.graph.points import Layer
 from onnxbrecq.plan import TensorQuant
+from onnxbrecq.recon.device import Rows, placed
 from onnxbrecq.recon.moments import Batch, Moments, Site, Statistics, gather, places_wanted, split
-from onnxbrecq.recon.problem import BlockData, Decisions, Problem, picked
+from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.quantizers import LearnedStep
 from onnxbrecq.recon.rounding import Grid, compensated, descended, handed_on
 
@@ -66,7 +67,10 @@ class _Rounding:
 
     def __init__(self, problem: Problem, data: BlockData, seed: int) -> None:
         self._problem = problem
-        self._data = data
+        self._count = len(data)
+        self._fed, self._real = (
+            Rows(samples, problem.device) for samples in (data.inputs, data.float_inputs)
+        )
         self._generator = torch.Generator().manual_seed(seed)
         plan, points = problem.plan, problem.points.points
         self._weights = {
@@ -116,7 +120,8 @@ class _Rounding:
 
     def _round(self, site: Site) -> None:
         layer, matrix = site.layer, site.matrix
-        found = gather(site, self._batches(site), self._generator)
+        with placed(self._problem.block, self._problem.device):
+            found = gather(site, self._batches(site), self._generator)
         if found is None:
             return
         moments = found.whole
@@ -140,7 +145,7 @@ class _Rounding:
 
     def _samples(self, site: Site) -> int:
         """How many samples the layer is looked at on: fewer where each has many places."""
-        one = {n: picked(a, np.zeros(1, np.intp)) for n, a in self._data.float_inputs.items()}
+        one = self._real.at(np.zeros(1, np.intp))
         with torch.no_grad():
             made = self._problem.block.run(one, outputs=[site.wanted])[site.wanted]
         places = made.numel() / len(site.first)
@@ -149,19 +154,18 @@ class _Rounding:
     def _batches(self, site: Site) -> Iterator[Batch]:
         """What the layer reads in the quantized block, what it has to make; share of samples."""
         block, data = self._problem.block, site.layer.data
-        constants = {
+        made = {
             name: torch.from_numpy(affine.dequantize(quant.levels, quant))  # type: ignore[arg-type]
             for name, quant in self._weights.items()
-        } | self._biases
-        total = min(len(self._data), self._samples(site))
-        chosen = np.linspace(0, len(self._data) - 1, total).astype(int)
+        }
+        device = self._problem.device
+        constants = {name: value.to(device) for name, value in (made | self._biases).items()}
+        total = min(self._count, self._samples(site))
+        chosen = np.linspace(0, self._count - 1, total).astype(int)
         size = 1 if self._problem.alone else min(_BATCH, -(-total // 2))
         for start in range(0, total, size):
             index = chosen[start : start + size]
-            feed, real = (
-                {name: picked(samples, index) for name, samples in arrays.items()}
-                for arrays in (self._data.inputs, self._data.float_inputs)
-            )
+            feed, real = self._fed.at(index), self._real.at(index)
             needed = [data] if site.other is None else [data, site.other]
             with torch.no_grad():
                 have = block.run(feed, constants, self._steps, needed)
