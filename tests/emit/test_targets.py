@@ -14,6 +14,7 @@ from onnxbrecq import recipe as recipes
 from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
+from onnxbrecq.emit.read import stored_bits
 from onnxbrecq.emit.targets import ORT_CPU, TARGETS, Target, permit, run_here, target_for
 from onnxbrecq.errors import EmissionError, RecipeError
 from onnxbrecq.graph.load import from_proto
@@ -170,6 +171,18 @@ def test_portable_stays_at_what_its_operators_need(data: Dataset) -> None:
             lowered, plain = (Session(p, optimize=optimize, threads=1) for p in (made, same))
             np.testing.assert_array_equal(lowered.run(data.inputs)["y"],
                                           plain.run(data.inputs)["y"])  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_openvino_has_no_type_below_4_bits(bits: int, model: Model, data: Dataset) -> None:
+    proto = emit(model, _plan(model, data, "openvino", bits, 8), TARGETS["openvino"])
+    kinds = {tensor.data_type for tensor in proto.graph.initializer}
+    assert TensorProto.UINT4 in kinds
+    assert TensorProto.UINT2 not in kinds
+    assert proto.opset_import[0].version == 21
+    layers = find_points(model).layers
+    found = stored_bits(proto, tuple(layers))
+    assert [found[name][0] for name in layers] == [8, bits, bits, 8]
 
 
 def test_qnn_stores_int4_plainly_and_16_bits_everywhere(model: Model, data: Dataset) -> None:
