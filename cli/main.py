@@ -7,6 +7,7 @@ import click
 
 from .command import FAILED, INTERRUPTED, say
 from .doctor import doctor
+from .emit import emit
 from .inspect import inspect
 from .quantize import quantize
 from .validate import validate
@@ -29,6 +30,7 @@ def program() -> None:
 program.add_command(quantize)
 program.add_command(inspect)
 program.add_command(validate)
+program.add_command(emit)
 program.add_command(doctor)
 
 

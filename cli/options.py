@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxbrecq import Recipe
+from onnxbrecq import TARGETS, Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,6 +41,27 @@ def common(function: F) -> F:
     return function
 
 
+def output_and_target(default: str) -> Callable[[F], F]:
+    """What adds the options of commands that write a model; `default`: of the target, in words."""
+
+    def add(function: F) -> F:
+        for option in (
+            click.option(
+                "--target",
+                metavar="NAME",
+                help=f"The runtime: {', '.join(TARGETS[:-1])} or {TARGETS[-1]}; "
+                f"default: {default}.",
+            ),
+            click.option(
+                "-o", "--output", type=PATH, help="Default: STEM.quant.onnx beside MODEL."
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
 def measuring(function: F) -> F:
     """Adds the options of commands that run models on data."""
     for option in (
@@ -51,6 +72,13 @@ def measuring(function: F) -> F:
             type=float,
             metavar="POINTS",
             help="Fail with status 3 if top-1 (agreement without labels) drops further.",
+        ),
+        click.option(
+            "--min-integer",
+            type=float,
+            metavar="SHARE",
+            help="Fail with status 3 if less of the weight layers' multiply-accumulates, from 0 "
+            "to 1, runs in integer kernels.",
         ),
         click.option(
             "-e",

@@ -10,7 +10,15 @@ import click
 from onnxbrecq import Recipe
 
 from .command import Command
-from .options import FLOAT, PATH, bits_or_float, common, measuring, recipe_of
+from .options import (
+    FLOAT,
+    PATH,
+    bits_or_float,
+    common,
+    measuring,
+    output_and_target,
+    recipe_of,
+)
 
 # Threads of torch wait for each other in a loop, by default for about a millisecond. On a processor
 # that others use too, a quantization takes 412 s so, and 63 s with this count; alone 32 and 35 s
@@ -22,7 +30,7 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
 
 @click.command(cls=Command)
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Default: STEM.quant.onnx beside MODEL.")
+@output_and_target("ort-cpu, as this processor needs it")
 @click.option(
     "-w",
     "--weights",
@@ -35,7 +43,7 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
     "--activations",
     callback=bits_or_float,
     metavar="BITS",
-    help=f"2, 3, 4, 8 or {FLOAT} (weight-only); default {_ACTIVATIONS}.",
+    help=f"2, 3, 4, 8, {FLOAT} (weight-only), or 16 (qnn); default {_ACTIVATIONS}.",
 )
 @click.option(
     "--first-last",
@@ -45,7 +53,10 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
 )
 @click.option("--effort", metavar="fast|balanced|best", help=f"Default {Recipe.effort}.")
 @click.option(
-    "--target", metavar="NAME", help="The runtime; default: ort-cpu, as this processor needs it."
+    "--plan",
+    type=PATH,
+    metavar="FILE",
+    help="Also keep the decisions (safetensors), for emit: the same model, or for another target.",
 )
 @click.option("--seed", type=int, help=f"Of every random choice; default {Recipe.seed}.")
 @click.option(
@@ -74,6 +85,7 @@ def quantize(
     evaluation: str | None,
     recipe: Path | None,
     json: Path | None,
+    plan: Path | None,
     work_dir: Path | None,
     no_resume: bool,
     force: bool,
@@ -89,7 +101,7 @@ def quantize(
 
     from . import progress, render  # noqa: PLC0415 -- likewise rich
 
-    render.claim_json(json, force=force, models=[model, output])
+    render.claim_json(json, force=force, models=[model, output, plan])
     with progress.watching(quiet=quiet, verbose=verbose) as watch:
         result = onnxbrecq.quantize(
             model,
@@ -97,6 +109,7 @@ def quantize(
             wanted,
             evaluation=evaluation,
             output=output,
+            plan=plan,
             work_dir=work_dir,
             resume=not no_resume,
             force=force,

@@ -61,8 +61,19 @@ def result(found: "Result", json: Path | None, *, quiet: bool) -> None:
     _deliver([_pairs(_result_rows(found))], found.as_json(), json, quiet=quiet)
 
 
+def emission(found: Json, json: Path | None, *, quiet: bool) -> None:
+    """Shows what `emit` wrote."""
+    _deliver([_pairs(_emission_rows(found))], found, json, quiet=quiet)
+
+
 def inspection(found: Json, json: Path | None, *, quiet: bool) -> None:
     """Shows the structure of a model, from the JSON of `inspect`."""
+    if "quantized" in found:
+        bits = ("weight_bits", "activation_bits")
+        rows = [[x["name"], *(str(x[key] or "float") for key in bits)] for x in found["layers"]]
+        table = _section("Layers", ("layer", "weight bits", "data bits"), rows)
+        _deliver([_pairs(_quantized_rows(found)), *table], found, json, quiet=quiet)
+        return
     parts: list[RenderableType] = [_pairs(_model_rows(found))]
     columns = ("block and its nodes", "operator", "MACs", "parameters", "will run")
     parts += _section("Blocks", columns, list(_tree_rows(found)))
@@ -170,6 +181,7 @@ def _result_rows(found: "Result") -> Rows:
             f"layer inputs {found.activations_mean_bits:.2f}",
         )
     yield from _quality_rows(found)
+    yield from _node_rows(found)
     yield from _execution_rows(found)
     if found.gate.met is not None:
         asked = ", ".join(f"{key} {value:g}" for key, value in found.gate.asked.items())
@@ -183,6 +195,25 @@ def _result_rows(found: "Result") -> Rows:
         if block.note:
             yield "note", f"block {block.name}: {block.note}"
     for note in found.notes:
+        yield "note", note
+
+
+def _emission_rows(found: Json) -> Rows:
+    size, bits = found["size"], found["bits"]
+    yield "model", found["model"]["path"]
+    yield "target", f"{found['target']}, opset {found['output']['opset']}"
+    yield (
+        "size",
+        f"{_bytes(size['float_bytes'])} -> {_bytes(size['quantized_bytes'])} "
+        f"({100 * size['ratio']:.1f} %)",
+    )
+    if bits["weights_mean"] is not None:
+        yield (
+            "mean bits",
+            f"weights {bits['weights_mean']:.2f}, layer inputs {bits['activations_mean']:.2f}",
+        )
+    yield "output", found["output"]["path"]
+    for note in found["notes"]:
         yield "note", note
 
 
@@ -210,6 +241,19 @@ def _quality_rows(found: "Result") -> Rows:
             f"{100 * parity.mismatched_fraction:.2f} % of the outputs differ between optimised "
             f"and unoptimised sessions, by {parity.max_steps} steps at most",
         )
+
+
+def _node_rows(found: "Result") -> Rows:
+    nodes = found.parity.nodes if found.parity is not None else None
+    if nodes is None or not nodes.nodes:
+        return
+    beyond = [node.name or node.op for node in nodes.beyond_one_step]
+    further = f"; more than one step: {_names(beyond)}" if beyond else ""
+    yield (
+        "exactness",
+        f"{100 * (1 - nodes.mismatched_fraction):.3f} % of what {nodes.nodes} nodes compute equals "
+        f"integer arithmetic, the rest is off by {nodes.max_steps} steps at most{further}",
+    )
 
 
 def _execution_rows(found: "Result") -> Rows:
@@ -261,6 +305,16 @@ def _model_rows(found: Json) -> Rows:
     )
     for note in model["notes"]:
         yield "note", note
+
+
+def _quantized_rows(found: Json) -> Rows:
+    model, told = found["model"], found["quantized"]
+    yield "model", f"{model['path']}, opset {model['opset']}, {_bytes(model['size_bytes'])}"
+    yield "quantized", f"by onnxbrecq {told['version']} for target {told['target']}"
+    yield "source", f"sha256 {told['source_sha256'] or 'unknown'}"
+    yield "data", f"sha256 {told['data_sha256'] or 'unknown'}"
+    asked = (f"{key} {value}" for key, value in told["recipe"].items() if value is not None)
+    yield "recipe", ", ".join(asked)
 
 
 def _tree_rows(found: Json) -> Iterator[tuple[str, ...]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onnxbrecq.data.dataset import Dataset
+    from onnxbrecq.emission import emit_plan
     from onnxbrecq.errors import (
         DataError,
         EmissionError,
@@ -24,15 +25,17 @@ if TYPE_CHECKING:
     from onnxbrecq.graph.inspection import inspect
     from onnxbrecq.pipeline import quantize, validate
     from onnxbrecq.plan import QuantPlan
-    from onnxbrecq.recipe import Preprocess, Recipe, Reconstruction
-    from onnxbrecq.report.result import Result
+    from onnxbrecq.recipe import TARGETS, Preprocess, Recipe, Reconstruction
+    from onnxbrecq.report.result import Emission, Result
     from onnxbrecq.runtime.doctor import doctor
 
     __version__: str
 
 __all__ = [
+    "TARGETS",
     "DataError",
     "Dataset",
+    "Emission",
     "EmissionError",
     "ModelError",
     "OnnxbrecqError",
@@ -46,6 +49,7 @@ __all__ = [
     "Result",
     "__version__",
     "doctor",
+    "emit_plan",
     "inspect",
     "quantize",
     "validate",
@@ -54,6 +58,7 @@ __all__ = [
 _HOMES = {
     "DataError": "onnxbrecq.errors",
     "Dataset": "onnxbrecq.data.dataset",
+    "Emission": "onnxbrecq.report.result",
     "EmissionError": "onnxbrecq.errors",
     "ModelError": "onnxbrecq.errors",
     "OnnxbrecqError": "onnxbrecq.errors",
@@ -65,7 +70,9 @@ _HOMES = {
     "RecipeError": "onnxbrecq.errors",
     "Reconstruction": "onnxbrecq.recipe",
     "Result": "onnxbrecq.report.result",
+    "TARGETS": "onnxbrecq.recipe",
     "doctor": "onnxbrecq.runtime.doctor",
+    "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",
     "quantize": "onnxbrecq.pipeline",
     "validate": "onnxbrecq.pipeline",

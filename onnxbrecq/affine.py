@@ -14,9 +14,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxbrecq.plan import QType, TensorQuant
+from onnxbrecq.plan import Grid, QType, TensorQuant
 
 Array = NDArray[np.float32]
+Levels = NDArray[np.uint8 | np.uint16]
 _T = TypeVar("_T", bound=np.generic)
 
 _SHRINKS = np.linspace(1.0, 0.2, 41, dtype=np.float32)  # candidate fractions of the full range
@@ -38,21 +39,22 @@ def along(vector: NDArray[_T], axis: int | None, ndim: int) -> NDArray[_T]:
     return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
-def quantize(values: Array, quant: TensorQuant) -> NDArray[np.uint8]:
-    """The nearest level of each value."""
+def quantize(values: Array, quant: TensorQuant) -> Levels:
+    """The nearest level of each value; uint16 where there are more than 8 bits."""
     scale = along(quant.scale, quant.axis, values.ndim)
     offset = along(offsets(quant.qtype, quant.zero_point), quant.axis, values.ndim)
     levels = np.rint((values / scale + offset) / quant.qtype.step)
-    return np.clip(levels, 0, quant.qtype.levels - 1).astype(np.uint8)
+    kind = np.uint8 if quant.qtype.bits <= 8 else np.uint16
+    return np.clip(levels, 0, quant.qtype.levels - 1).astype(kind)
 
 
-def integers(levels: NDArray[np.uint8], quant: TensorQuant) -> NDArray[np.int32]:
+def integers(levels: Levels, quant: TensorQuant) -> NDArray[np.int32]:
     """The integers that an integer kernel multiplies: step * level - offset."""
     offset = along(offsets(quant.qtype, quant.zero_point), quant.axis, levels.ndim)
     return levels.astype(np.int32) * quant.qtype.step - offset.astype(np.int32)
 
 
-def dequantize(levels: NDArray[np.uint8], quant: TensorQuant) -> Array:
+def dequantize(levels: Levels, quant: TensorQuant) -> Array:
     """The values that `levels` stand for, float32."""
     scale = along(quant.scale, quant.axis, levels.ndim)
     return (integers(levels, quant).astype(np.float32) * scale).astype(np.float32)
@@ -78,8 +80,9 @@ def weight_quant(weight: Array, qtype: QType, axis: int | None, floor: Array) ->
     shape = () if axis is None else (len(rows),)
     quant = TensorQuant(qtype, scale.reshape(shape), zero.reshape(shape), axis)
     return TensorQuant(
-        qtype, quant.scale, quant.zero_point, axis, np.ascontiguousarray(quantize(weight, quant))
-    )
+        qtype, quant.scale, quant.zero_point, axis,
+        np.ascontiguousarray(quantize(weight, quant), np.uint8),
+    )  # fmt: skip
 
 
 def _least_error(rows: Array, qtype: QType, floor: Array) -> tuple[Array, NDArray[np.int32]]:
@@ -146,10 +149,13 @@ def _positive(scale: Array) -> Array:
 
 
 def rescaled(quant: TensorQuant, factor: float, ceiling: float | None) -> TensorQuant:
-    """The activation quantizer with its step times `factor`, (L - 1) * step at most `ceiling`."""
+    """The activation quantizer with its step times `factor`, (L - 1) * step at most `ceiling`.
+
+    A signed one has no ceiling: it cannot stand for the Clip, which stays in front of it.
+    """
     scale = np.float32(np.float32(quant.scale) * np.float32(factor))
     top = np.float32(quant.qtype.levels - 1)
-    if ceiling is not None:
+    if ceiling is not None and quant.qtype.grid != "signed":
         scale = min(scale, np.float32(ceiling / float(top)))
         while scale * top > np.float32(ceiling):  # float32 rounding of the bound
             scale = np.nextafter(scale, np.float32(0))
@@ -157,27 +163,36 @@ def rescaled(quant: TensorQuant, factor: float, ceiling: float | None) -> Tensor
 
 
 def activation_quant(
-    values: Array, bits: int, *, ceiling: float | None = None, nonnegative: bool = False
+    values: Array,
+    bits: int,
+    grid: Grid = "affine",
+    *,
+    ceiling: float | None = None,
+    nonnegative: bool = False,
 ) -> TensorQuant:
-    """The per-tensor affine quantization of sampled activations with the least squared error.
+    """The per-tensor quantization of sampled activations with the least squared error.
 
     The range is searched below the one that was seen. Zero is always a level, so that zero
     padding is exact.
 
     Args:
         values: the sample, any shape, finite.
-        bits: 2 to 8.
+        bits: 2 to 8, or 16.
+        grid: affine or signed; a signed one takes no heed of what follows.
         ceiling: an upper bound of the range (a Relu6 before it): (2**bits - 1) * scale never
             exceeds it, so that the quantizer's own saturation can stand for the Clip.
         nonnegative: the zero point must be 0 (a Relu before it).
     """
     flat = values.reshape(-1).astype(np.float32)
+    if grid == "signed":
+        steps, _ = _least_error(flat[None], QType(bits, grid), np.zeros(1, np.float32))
+        return TensorQuant(QType(bits, grid), steps.reshape(()), np.array(0, np.int32))
     low = 0.0 if nonnegative else min(float(flat.min()), 0.0)
     high = max(float(flat.max()), 0.0)
     if ceiling is not None:
         high = min(high, ceiling)
     top = (1 << bits) - 1
-    qtype = QType(bits, "affine")
+    qtype = QType(bits, grid)
     best = (np.inf, np.float32(1), np.int32(0))
     for shrink in _SHRINKS:
         if high - low <= 0:

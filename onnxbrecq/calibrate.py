@@ -1,4 +1,4 @@
-"""The first decision for every point: bits, grid and the range of least squared error.
+"""The first decision for every point: bits, the target's grid, the range of least squared error.
 
 Activations are sampled from the float model in ONNX Runtime; weights are taken as they are. What
 comes out is round-to-nearest quantization, which reconstruction then improves. A tensor without a
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxbrecq import affine
 from onnxbrecq.data.dataset import Dataset, whole
+from onnxbrecq.emit.targets import target_for
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.extract import submodel
 from onnxbrecq.graph.model import Model
@@ -43,6 +44,7 @@ def calibrate(
     Raises:
         DataError: an activation of the float model is NaN; names the tensor.
     """
+    target = target_for(recipe.target, saturates=False)  # for onnxruntime, saturating or not
     tensors: dict[str, TensorQuant] = {}
     if recipe.activations is not None:
         bits = activation_bits(points, recipe)
@@ -52,15 +54,21 @@ def calibrate(
             if not values[head].size or not np.isfinite(values[head]).all():
                 continue
             tensors[head] = affine.activation_quant(
-                values[head], width, ceiling=point.ceiling, nonnegative=point.nonnegative
+                values[head],
+                width,
+                target.activation_grids[0],
+                ceiling=point.ceiling,
+                nonnegative=point.nonnegative,
             )
         for name, point in points.points.items():
             if point.kind == "activation" and point.group in tensors:
                 tensors[name] = tensors[point.group]
     for layer in points.layers.values():
         width = recipe.first_last if layer.edge else recipe.weights
-        tensors[layer.weight] = _weight_quant(model, layer, width, tensors.get(layer.data))
-    return QuantPlan(tensors, {}, model.source_sha256, recipe.as_json())
+        qtype = QType(width, target.weight_grid(width))
+        axis = layer.axis if layer.op in target.per_channel else None
+        tensors[layer.weight] = _weight_quant(model, layer, qtype, axis, tensors.get(layer.data))
+    return QuantPlan(tensors, source_sha256=model.source_sha256, recipe=recipe.decisive().as_json())
 
 
 def without_range(points: Points, plan: QuantPlan, recipe: Recipe) -> tuple[str, ...]:
@@ -70,8 +78,14 @@ def without_range(points: Points, plan: QuantPlan, recipe: Recipe) -> tuple[str,
 
 
 def activation_bits(points: Points, recipe: Recipe) -> dict[str, int]:
-    """Group head → bits: as asked where a layer reads it, 8 where other operators do."""
+    """Group head → bits: as asked where a layer reads it, 8 where other operators do.
+
+    16 bits hold for all: runtimes want one type for all operands of an operator.
+    """
     assert recipe.activations is not None
+    if recipe.activations > 8:
+        heads = (name for name, point in points.points.items() if point.group == name)
+        return {n: recipe.activations for n in heads if points.points[n].kind == "activation"}
     found = {}
     for name, point in points.points.items():
         if point.kind == "activation" and point.group == name:
@@ -81,12 +95,13 @@ def activation_bits(points: Points, recipe: Recipe) -> dict[str, int]:
     return found
 
 
-def _weight_quant(model: Model, layer: Layer, bits: int, data: TensorQuant | None) -> TensorQuant:
-    """The weight at its nearest levels; on the half-step grid below 8 bits."""
+def _weight_quant(
+    model: Model, layer: Layer, qtype: QType, axis: int | None, data: TensorQuant | None
+) -> TensorQuant:
+    """The weight at its nearest levels, with a scale for each channel or (`axis` None) one."""
     weight = np.asarray(model.initializers[layer.weight], np.float32)
-    qtype = QType(bits, "half" if bits < 8 else "signed")
     least = _least_scale(model, layer, weight, data)
-    return affine.weight_quant(weight, qtype, layer.axis, least)
+    return affine.weight_quant(weight, qtype, axis, least.max() if axis is None else least)
 
 
 def _least_scale(model: Model, layer: Layer, weight: Array, data: TensorQuant | None) -> Array:

@@ -15,19 +15,16 @@ from onnxbrecq.blockwise import walk
 from onnxbrecq.calibrate import calibrate, without_range
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
-from onnxbrecq.emit.emit import emit
-from onnxbrecq.emit.targets import Target, target_for
-from onnxbrecq.errors import EmissionError
+from onnxbrecq.emission import emitted, written
+from onnxbrecq.emit.targets import Target, permit, run_here, target_for
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
-from onnxbrecq.graph.check import check_structure
 from onnxbrecq.graph.fork import fork
 from onnxbrecq.graph.load import load, read
-from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
+from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
-from onnxbrecq.graph.skeleton import skeleton
-from onnxbrecq.graph.write import contents, places
-from onnxbrecq.output import claim, write_together
+from onnxbrecq.graph.write import places
+from onnxbrecq.output import claim
 from onnxbrecq.parts import Task
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
@@ -37,7 +34,6 @@ from onnxbrecq.report.result import BlockFacts, Result
 from onnxbrecq.runtime.cache import Storage
 from onnxbrecq.runtime.doctor import environment, saturation_free
 from onnxbrecq.runtime.memory import peak
-from onnxbrecq.runtime.session import Session
 from onnxbrecq.state import digest, opened
 from onnxbrecq.validation.validate import Validation
 from onnxbrecq.validation.validate import validate as validate_files
@@ -69,6 +65,7 @@ def quantize(
     *,
     evaluation: PathLike | Dataset | None = None,
     output: PathLike | None = None,
+    plan: PathLike | None = None,
     work_dir: PathLike | None = None,
     resume: bool = True,
     force: bool = False,
@@ -82,6 +79,7 @@ def quantize(
         recipe: what to do; None: the defaults.
         evaluation: labelled samples; None: STEM.eval.npz beside the model, else none.
         output: where to write; None: STEM.quant.onnx beside the model.
+        plan: where the decisions are kept beside it, for `emit_plan`; None: nowhere.
         work_dir: where finished blocks are kept until the output is written, so that a run that
             was cut off goes on where it was; None: OUTPUT.work beside the output.
         resume: go on with what is there; False: start afresh.
@@ -89,24 +87,26 @@ def quantize(
         progress: told of every step.
 
     Raises:
+        RecipeError: the target does not take what the recipe asks for; before any work.
         ModelError: the model cannot be read or run.
         DataError: the data does not fit the model.
         EmissionError: a decision cannot be written.
         OutputError: the output cannot be written.
     """
-    recipe = recipe or Recipe()
+    target, here, notes = _target(recipe or Recipe())
+    recipe = dataclasses.replace(recipe or Recipe(), target=target.name)
+    learning_device(recipe.device)  # said before any work, if it is not there
     clock = _Clock()
     source = Path(model)
     destination = Path(output) if output else source.with_name(f"{source.stem}.quant.onnx")
     folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
     with clock.stage("load"):
         float_model = load(source)
-        for place in places(destination, float_model.source_bytes):
+        kept = () if plan is None else (Path(plan),)
+        for place in (*places(destination, float_model.source_bytes), *kept):
             claim(place, force=force, sources=float_model.files)
         samples, cut = _samples(data, float_model, recipe)
         float_model = fork(float_model, recipe.activations)
-    target, notes = _target(recipe)
-    learning_device(recipe.device)  # said before any work, if it is not there
     points, blocks = find_points(float_model), partition(float_model)
     with clock.stage("forecast"):
         movable = 0 if samples is data else samples.nbytes
@@ -119,20 +119,23 @@ def quantize(
         if labelled is not None and labelled is not evaluation:
             labelled = storage.kept(labelled)
     with clock.stage("calibrate"):
-        plan = calibrate(float_model, points, samples, recipe, progress=progress)
-    notes = (*notes, *cut, *more, *_left_float(without_range(points, plan, recipe)))
-    task = Task(float_model, blocks, points, samples, recipe, target, storage)
-    with opened(folder, _key(task), resume=resume) as state:
+        decisions = calibrate(float_model, points, samples, recipe, progress=progress)
+        decisions = dataclasses.replace(decisions, data_sha256=digest(samples.inputs))
+    notes = (*notes, *cut, *more, *_left_float(without_range(points, decisions, recipe)))
+    task = Task(float_model, blocks, points, samples, recipe, here, storage)
+    with opened(folder, _key(task, decisions.data_sha256), resume=resume) as state:
         with clock.stage("reconstruct"):
-            walked = walk(task, plan, progress, state)
+            walked = walk(task, decisions, progress, state)
         with clock.stage("emit"):
-            proto = emit(float_model, walked.plan, target)
-            files = _written(proto, destination, recipe)
+            proto = emitted(float_model, walked.plan, target)
+            beside = {path: walked.plan.as_bytes() for path in kept}
+            files = written(proto, destination, threads=recipe.threads, beside=beside)
         state.discard()
     with clock.stage("validate"):
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
-            max_drop=recipe.max_drop, threads=recipe.threads, progress=progress,
+            max_drop=recipe.max_drop, min_integer=recipe.min_integer,
+            threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
         float_model, files, proto,
@@ -167,7 +170,8 @@ def validate(
     with clock.stage("validate"):
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
-            max_drop=recipe.max_drop, threads=recipe.threads, progress=progress,
+            max_drop=recipe.max_drop, min_integer=recipe.min_integer,
+            threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
         float_model, files, proto,
@@ -204,18 +208,42 @@ def _whole(data: Dataset, model: Model) -> _Read:
     return kept, (f"{data.origin}: {note}" if data.origin else note,)
 
 
-def _target(recipe: Recipe) -> tuple[Target, tuple[str, ...]]:
-    """The runtime the model is for, and what its reader should know of this processor."""
+def _target(recipe: Recipe) -> tuple[Target, Target, tuple[str, ...]]:
+    """The runtime the model is for, what stands for it here, and what its reader should know."""
     saturates = not saturation_free()
     target = target_for(recipe.target, saturates=saturates)
+    permit(target, recipe)
+    here = run_here(target, saturates=saturates)
+    return target, here, (*_of_processor(recipe, target, saturates=saturates),
+                          *_of_target(recipe, target, here))  # fmt: skip
+
+
+def _of_target(recipe: Recipe, target: Target, here: Target) -> tuple[str, ...]:
+    """What a user should know of a target that is not onnxruntime's own."""
+    notes = []
+    if target is not here:
+        notes.append(
+            f"measured with onnxruntime's CPU provider: the runtime of target {target.name} may "
+            "differ by rounding, and in speed"
+        )
+    if target.storage == "int8" and recipe.weights < 8:
+        notes.append(
+            f"target {target.name} stores weights of {recipe.weights} bits in bytes: with "
+            "--weights 8 the file is no larger"
+        )
+    return tuple(notes)
+
+
+def _of_processor(recipe: Recipe, target: Target, *, saturates: bool) -> tuple[str, ...]:
+    """What a user should know of this processor."""
     known = "8-bit products saturate on this processor (no VNNI): "
     if saturates and recipe.target is None:
         known += "8-bit weights are stored unsigned (target ort-cpu-avx2); "
-        return target, (f"{known}--target ort-cpu is faster where VNNI exists",)
+        return (f"{known}--target ort-cpu is faster where VNNI exists",)
     if saturates and not target.unsigned:
         known += "accuracy is better where VNNI exists, "
-        return target, (f"{known}and here with --target ort-cpu-avx2",)
-    return target, ()
+        return (f"{known}and here with --target ort-cpu-avx2",)
+    return ()
 
 
 def _left_float(tensors: Sequence[str]) -> tuple[str, ...]:
@@ -226,39 +254,16 @@ def _left_float(tensors: Sequence[str]) -> tuple[str, ...]:
     return (f"{named} stay float: infinite, or without any value, on the calibration data",)
 
 
-def _key(task: Task) -> dict[str, object]:
-    """What a block's decisions depend on."""
-    inputs = digest(task.data.inputs)
-    # The gate is judged when all is done; where activations lie changes no value.
-    recipe = dataclasses.replace(task.recipe, max_drop=None, max_memory=None)
+def _key(task: Task, data: str) -> dict[str, object]:
+    """What a block's decisions depend on; `data` is the digest of the samples."""
     model = {"sha256": task.model.source_sha256, "blocks": [b.name for b in task.blocks]}
     seen = {**environment(), "onnxbrecq": version("onnxbrecq"), "cores": os.cpu_count()}
-    return {"model": model, "data": inputs, "recipe": recipe.as_json(), "environment": seen}
-
-
-def _written(proto: onnx.ModelProto, destination: Path, recipe: Recipe) -> list[Path]:
-    """The files of the model, once they are there: all or none."""
-    _check(proto, recipe)
-    parts = contents(proto, destination.name)
-    files = {destination.with_name(name): part for name, part in parts.items()}
-    write_together(files)
-    return sorted(files)
-
-
-def _check(proto: onnx.ModelProto, recipe: Recipe) -> None:
-    """No model is written that the checker refuses or the runtime cannot open.
-
-    Raises:
-        EmissionError: the checker's complaint.
-        ModelError: the runtime's.
-    """
-    try:
-        check_structure(proto)
-        if all(node.domain in STANDARD_DOMAINS for node in proto.graph.node):
-            onnx.shape_inference.infer_shapes(skeleton(proto), check_type=True, strict_mode=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise EmissionError(f"the emitted model is not valid ONNX: {error}") from error
-    Session(proto, threads=recipe.threads)
+    return {
+        "model": model,
+        "data": data,
+        "recipe": task.recipe.decisive().as_json(),
+        "environment": seen,
+    }
 
 
 def _result(

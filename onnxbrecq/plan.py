@@ -27,7 +27,7 @@ from onnxbrecq.errors import PlanError
 
 Grid = Literal["signed", "affine", "half"]
 
-_FORMAT = "onnxbrecq-plan-2"
+_FORMAT = "onnxbrecq-plan-3"
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,14 @@ class QuantPlan:
         biases: initializer name → float32 [C] bias in place of the model's: what rounding the
             weights shifts on average is taken back here, at no cost when the model runs.
         source_sha256: the float model's file hash.
+        data_sha256: hash of the calibration samples.
         recipe: what was asked for, as plain JSON values.
     """
 
     tensors: Mapping[str, TensorQuant] = field(default_factory=dict)
     biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     source_sha256: str = ""
+    data_sha256: str = ""
     recipe: Mapping[str, object] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
@@ -105,6 +107,7 @@ class QuantPlan:
             and self.biases.keys() == other.biases.keys()
             and all(np.array_equal(b, other.biases[n]) for n, b in self.biases.items())
             and self.source_sha256 == other.source_sha256
+            and self.data_sha256 == other.data_sha256
             and self.recipe == other.recipe
         )
 
@@ -142,6 +145,7 @@ class QuantPlan:
         metadata = {
             "format": _FORMAT,
             "source_sha256": self.source_sha256,
+            "data_sha256": self.data_sha256,
             "recipe": json.dumps(self.recipe, sort_keys=True),
             "tensors": json.dumps(header, sort_keys=True),
         }
@@ -175,9 +179,11 @@ class QuantPlan:
                     for key in sorted(keys)
                     if key.endswith(":bias")
                 }
+                recipe = json.loads(metadata["recipe"])
+                source, data = metadata["source_sha256"], metadata["data_sha256"]
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise PlanError(f"{path}: cannot be read as a plan: {error}") from error
-        return QuantPlan(tensors, biases, metadata["source_sha256"], json.loads(metadata["recipe"]))
+        return QuantPlan(tensors, biases, source, data, recipe)
 
 
 def _equal_or_absent(a: NDArray[np.uint8] | None, b: NDArray[np.uint8] | None) -> bool:

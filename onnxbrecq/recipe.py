@@ -13,10 +13,10 @@ from onnxbrecq.errors import RecipeError
 Effort = Literal["fast", "balanced", "best", "paper"]
 
 WEIGHT_BITS = (2, 3, 4, 8)
-ACTIVATION_BITS = (2, 3, 4, 8)
+ACTIVATION_BITS = (2, 3, 4, 8, 16)
 EFFORTS = ("fast", "balanced", "best", "paper")
 DEVICES = ("auto", "cpu", "cuda")
-TARGETS = ("ort-cpu", "ort-cpu-avx2")
+TARGETS = ("ort-cpu", "ort-cpu-avx2", "openvino", "tensorrt", "qnn", "portable")
 
 
 def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -142,13 +142,16 @@ class Recipe:
 
     Attributes:
         weights: bits of weights.
-        activations: bits of the activations that weight layers read; None leaves all
-            activations float (weight-only).
+        activations: bits of the activations that weight layers read; 16: of all activations; None
+            leaves them all float (weight-only).
         first_last: bits of the first and the last weight layer, weights and inputs.
         effort: how long to optimise.
-        target: the runtime the model is for; None: `ort-cpu`, or `ort-cpu-avx2` on a processor
-            whose kernels for signed 8-bit weights saturate.
+        target: the runtime the model is for (`onnxbrecq.emit.targets` says what each takes); None:
+            `ort-cpu`, or `ort-cpu-avx2` on a processor whose kernels for signed 8-bit weights
+            saturate.
         max_drop: the gate, in percentage points; None: no gate.
+        min_integer: the gate, as the share of all multiply-accumulates of weight layers that must
+            run in integer kernels, from 0 to 1; None: no gate.
         seed: of every random choice.
         threads: of torch and onnxruntime; None: all cores.
         max_memory: bytes the process may take, beyond which activations go to disk; None: half of
@@ -164,6 +167,7 @@ class Recipe:
     effort: Effort = "balanced"
     target: str | None = None
     max_drop: float | None = None
+    min_integer: float | None = None
     seed: int = 0
     threads: int | None = None
     max_memory: int | None = None
@@ -182,6 +186,8 @@ class Recipe:
         _one_of("device", self.device, DEVICES)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise RecipeError(f"max_drop = {self.max_drop}: want percentage points from 0 to 100")
+        if self.min_integer is not None and not 0 <= self.min_integer <= 1:
+            raise RecipeError(f"min_integer = {self.min_integer}: want a share from 0 to 1")
         if self.threads is not None and self.threads < 1:
             raise RecipeError(f"threads = {self.threads}: want at least 1")
         if self.max_memory is not None and self.max_memory < 1:
@@ -232,6 +238,10 @@ class Recipe:
     def settings(self) -> Reconstruction:
         """How blocks are learned."""
         return self.reconstruction or _EFFORT[self.effort]
+
+    def decisive(self) -> Self:
+        """What decisions depend on: the gates and the bound of memory are as if not given."""
+        return dataclasses.replace(self, max_drop=None, min_integer=None, max_memory=None)
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""

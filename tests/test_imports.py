@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import hashlib
 import importlib.util
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from onnx import TensorProto, helper, save
+from onnx import ModelProto, TensorProto, helper, save
 
 import onnxbrecq
+from onnxbrecq.plan import QuantPlan
 
 ROOT = Path(__file__).parents[1]
 FILES = {
@@ -43,13 +45,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime": (*LEAVES, "graph", "data", "emit", "runtime"),
     "recon": (*LEAVES, "graph", "data", "recon"),
     "validation": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validation"),
+    "emission": (*LEAVES, "output", "graph", "emit", "runtime", "report"),
     "calibrate": (*LEAVES, "graph", "data", "emit", "runtime"),
     "forecast": (*LEAVES, "graph", "data", "runtime"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "blockwise": (*LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts"),
     "pipeline": (
         *LEAVES, "output", "graph", "data", "emit", "runtime", "recon", "report", "validation",
-        "calibrate", "forecast", "parts", "blockwise", "state",
+        "calibrate", "forecast", "parts", "blockwise", "state", "emission",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.
@@ -180,7 +183,7 @@ def test_help_loads_neither_torch_nor_onnxruntime() -> None:
     assert heavy_after("--help") == set()
 
 
-def test_inspect_loads_neither_torch_nor_onnxruntime(tmp_path: Path) -> None:
+def matmul() -> ModelProto:
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
         "g",
@@ -188,9 +191,31 @@ def test_inspect_loads_neither_torch_nor_onnxruntime(tmp_path: Path) -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])],
         [helper.make_tensor("w", TensorProto.FLOAT, [3, 2], [1.0] * 6)],
     )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_inspect_loads_neither_torch_nor_onnxruntime(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    save(matmul(), path)
     assert heavy_after("inspect", str(path)) == set()
+
+
+def test_emit_loads_neither_torch_nor_data(tmp_path: Path) -> None:
+    path, output = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    save(matmul(), path)
+    plan = QuantPlan({}, {}, hashlib.sha256(path.read_bytes()).hexdigest())
+    plan.save(tmp_path / "m.plan")
+    code = (
+        "import sys; from onnxbrecq_cli.main import main; status = main(sys.argv[1:]); "
+        "print('LOADED', *(m for m in sys.modules if m in ('torch', 'onnxruntime') "
+        "or m.startswith(('onnxbrecq.data', 'onnxbrecq.calibrate')))); sys.exit(status)"
+    )
+    arguments = ["emit", str(path), str(tmp_path / "m.plan"), "-o", str(output)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert output.exists()
+    assert done.stdout.splitlines()[-1] == "LOADED onnxruntime"
 
 
 def test_doctor_loads_onnxruntime() -> None:

@@ -52,7 +52,23 @@ def test_the_same_bytes_whatever_the_memory(path: Path, data: Dataset, tmp_path:
 def test_a_resumed_run_may_have_other_memory(path: Path, data: Dataset) -> None:
     task = Task(from_proto(onnx.load(path)), (), None, data, _RECIPE, None)  # type: ignore[arg-type]
     more = dataclasses.replace(task, recipe=dataclasses.replace(_RECIPE, max_memory=1 << 30))
-    assert _key(task) == _key(more)
+    assert _key(task, "sha") == _key(more, "sha")
+
+
+@pytest.mark.parametrize(
+    ("target", "activations"), [("tensorrt", 8), ("qnn", 16), ("qnn", 8), ("portable", 8)]
+)
+def test_a_target_is_kept_from_calibration_to_the_file(
+    target: str, activations: int, path: Path, data: Dataset
+) -> None:
+    recipe = dataclasses.replace(_RECIPE, target=target, activations=activations)
+    result = onnxbrecq.quantize(path, data, recipe)
+    assert result.fidelity is not None
+    # On a grid that learning mistakes, the output would be noise: 0 dB.
+    assert result.fidelity.sqnr_db > 15
+    assert [layer.activation_bits for layer in result.layers] == [activations] * 4
+    assert all(block.loss_after <= block.loss_before for block in result.blocks)  # type: ignore[operator]
+    assert any("measured with onnxruntime's CPU provider" in note for note in result.notes)
 
 
 def test_the_result_tells_what_the_file_is(path: Path, data: Dataset) -> None:

@@ -24,7 +24,7 @@ def _plan() -> QuantPlan:
     )
     data = TensorQuant(QType(8, "affine"), np.array(0.1, np.float32), np.array(7, np.int32))
     biases = {"b:bias": np.array([1, -2], np.float32)}
-    return QuantPlan({"w": weight, "x:scale": data}, biases, "abc", {"weights": 2})
+    return QuantPlan({"w": weight, "x:scale": data}, biases, "abc", "def", {"weights": 2})
 
 
 def test_a_plan_survives_disk_unchanged(tmp_path: Path) -> None:

@@ -10,12 +10,15 @@ A Relu or Clip(0, c) in front of a quantizer whose saturation does the same is l
 
     clip(round(clip(x, 0, c) / s), 0, q) = clip(round(x / s), 0, q)   for zero point 0, q * s <= c
 
+(A signed activation, INT8 with zero point 0, saturates at -128 and stands for neither.)
+
 A weight's levels are stored packed and decoded by nodes that the runtime folds when it loads the
 model (`onnxbrecq.emit.storage`); a bias becomes int32 at scale s_x * s_w.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +26,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, version_converter
 
 from onnxbrecq.emit import storage
-from onnxbrecq.emit.targets import Target
+from onnxbrecq.emit.lower import ir_version, lowered
+from onnxbrecq.emit.targets import Target, refusal
 from onnxbrecq.emit.writer import GraphWriter
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
@@ -31,20 +35,28 @@ from onnxbrecq.graph.points import Layer, activation_bounds, carried, find_point
 from onnxbrecq.graph.skeleton import edit_from_skeleton, skeleton
 from onnxbrecq.plan import QuantPlan, TensorQuant
 
+# Grid, and whether there are more than 8 bits → stem of the zero point's name, type.
+_ACTIVATIONS: Mapping[tuple[str, bool], tuple[str, type[np.integer[Any]]]] = {
+    ("affine", False): ("u", np.uint8),
+    ("affine", True): ("v", np.uint16),
+    ("signed", False): ("s", np.int8),
+}
 _CAST_PAYS = 64  # elements; below, a Cast node takes more bytes than it saves
 _INT32_LIMIT = float(2**31 - 1)
-IR_VERSIONS = {21: 10, 22: 10, 23: 11, 24: 11, 25: 12}
 
 
 def emit(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
     """The quantized model. With an empty plan it computes exactly what `model` does.
 
     Raises:
-        EmissionError: a bias does not fit int32 at its scale; names the node.
+        EmissionError: the target does not take a decision, or a bias does not fit int32 at its
+            scale; names the tensor or node.
     """
-    proto = _at_opset(model, storage.opset_needed(plan, target, model.opset))
     decisions = plan.tensors
     layers = {n: p for n, p in find_points(model).layers.items() if p.weight in decisions}
+    opset = storage.opset_needed(plan, target, model.opset)
+    _check(plan, target, layers.values(), opset)
+    proto = _at_opset(model, opset)
     graph = GraphWriter(_names(proto))
     outer = _quantize_inputs(graph, model, decisions)
     folded = {name: node.input[0] for name, node in _absorbed(model, decisions)}
@@ -70,7 +82,31 @@ def emit(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
         for raw, name in zip(copy.output, node.output, strict=True):
             if name in decisions:
                 _requantize(graph, model, name, raw, decisions)
-    return _assembled(model, proto, graph)
+    made = _assembled(model, proto, graph)
+    return lowered(made) if target.lowered else made
+
+
+def _check(plan: QuantPlan, target: Target, layers: Iterable[Layer], opset: int) -> None:
+    """Refuses what the target does not take."""
+    if opset > target.opset:
+        raise EmissionError(
+            f"the model has opset {opset}; target {target.name} reads up to {target.opset}: export "
+            "it with an older one"
+        )
+    operators = {layer.weight: layer.op for layer in layers}
+    for name, quant in plan.tensors.items():
+        known = quant.levels is None or name in operators
+        reason = refusal(target, quant, operators.get(name)) if known else None
+        if reason:
+            raise EmissionError(
+                f"tensor {name!r}: {reason}; quantize the model with --target {target.name}"
+            )
+    integer = any(quant.levels is None for quant in plan.tensors.values())
+    if operators and not integer and None not in target.activations:
+        raise EmissionError(
+            f"the plan leaves all activations float, which target {target.name} does not take: "
+            f"{target.computes}; quantize the model with --target {target.name}"
+        )
 
 
 def _names(proto: onnx.ModelProto) -> set[str]:
@@ -97,10 +133,14 @@ def _absorbed(
     """The tensors whose Relu or Clip the quantizer behind it stands for, and that node."""
     for name, quant in decisions.items():
         nonnegative, ceiling = activation_bounds(model, name)
-        if nonnegative and name not in model.inputs and int(quant.zero_point) == 0:
+        if nonnegative and name not in model.inputs and _cuts_at_zero(quant):
             top = np.float32(quant.scale) * np.float32(quant.qtype.levels - 1)
             if ceiling is None or top <= np.float32(ceiling):
                 yield name, model.producer[name]
+
+
+def _cuts_at_zero(quant: TensorQuant) -> bool:
+    return quant.qtype.grid == "affine" and int(quant.zero_point) == 0
 
 
 def _quantize_inputs(
@@ -131,7 +171,8 @@ def _requantize(
 def _pair(graph: GraphWriter, quant: TensorQuant, source: str, output: str, *, clip: bool) -> None:
     """QuantizeLinear, Clip on UINT8 where levels must be cut off, DequantizeLinear."""
     scale = graph.constant("s", np.asarray(quant.scale, np.float32))
-    zero = graph.shared(f"u{int(quant.zero_point)}", np.asarray(quant.zero_point, np.uint8))
+    stem, kind = _ACTIVATIONS[quant.qtype.grid, quant.qtype.bits > 8]
+    zero = graph.shared(f"{stem}{int(quant.zero_point)}", np.asarray(quant.zero_point, kind))
     levels = graph.node("QuantizeLinear", [source, scale, zero], graph.name("q"))
     if clip and quant.qtype.levels < 256:
         top = graph.shared(
@@ -184,7 +225,7 @@ def _assembled(model: Model, proto: onnx.ModelProto, graph: GraphWriter) -> onnx
         producer_name="onnxbrecq",
     )
     opset = max(o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS)
-    result.ir_version = max(proto.ir_version, IR_VERSIONS.get(opset, 10))
+    result.ir_version = max(proto.ir_version, ir_version(opset))
     return result
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 _STORED: Mapping[int, int] = {
+    TensorProto.UINT16: 16,
     TensorProto.INT8: 8,
     TensorProto.UINT8: 8,
     TensorProto.INT4: 4,
@@ -47,12 +48,11 @@ def _weight_bits(
         name = producer[name].input[0]
     tensor = constants.get(name)
     bits = _STORED.get(tensor.data_type) if tensor is not None else None
-    if bits == 4 and tensor is not None:  # 3 bits live in the lower half of a 4-bit type
+    if bits == 4 and tensor is not None:  # 2 and 3 bits may live in the lower part of 4
         values = _integers(tensor)
-        if values.min() >= (-4 if tensor.data_type == TensorProto.INT4 else 0) and values.max() <= (
-            3 if tensor.data_type == TensorProto.INT4 else 7
-        ):
-            return 3
+        sign = 1 if tensor.data_type == TensorProto.INT4 else 0  # -4 ... 3, or 0 ... 7
+        reach = max(int(values.max()), -int(values.min()) - sign)
+        return max(2, reach.bit_length() + sign)
     return bits
 
 

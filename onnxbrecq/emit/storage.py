@@ -13,6 +13,9 @@ The offset is INT8 as well, one of each channel, cast to INT32 for the subtracti
 
 In front of a layer whose data is float, Cast FLOAT -> Mul scale takes the place of
 DequantizeLinear: it folds as well, and the layer runs at the speed of the float model.
+
+For other runtimes the integers stand as INT8 ("int8"), or packed but not decoded ("plain"), each
+with zero point 0 in front of a DequantizeLinear.
 """
 
 import ml_dtypes
@@ -28,19 +31,23 @@ from onnxbrecq.plan import QuantPlan, TensorQuant
 _SIGNED = {4: ml_dtypes.int4, 2: ml_dtypes.int2}
 _UNSIGNED = {4: ml_dtypes.uint4, 2: ml_dtypes.uint2}
 _PACKED_SINCE = {8: 10, 4: 21, 2: 25}  # default-domain version that brought the type
+_WIDE_SINCE = 21  # likewise 16 bits in QuantizeLinear
 
 
-def container_bits(bits: int) -> int:
-    """Bits of the packed type that holds levels of `bits` bits."""
-    return 2 if bits == 2 else 4 if bits <= 4 else 8
+def container_bits(bits: int, target: Target) -> int:
+    """Bits of the packed type that holds levels of `bits` bits for the target."""
+    return next(width for width in (2, 4, 8) if width >= max(bits, target.narrowest))
 
 
 def opset_needed(plan: QuantPlan, target: Target, opset: int) -> int:
     """The default-domain version that the plan's packed types need, at least `opset`."""
-    widths = [container_bits(q.qtype.bits) for q in plan.tensors.values() if q.levels is not None]
-    if not target.packed:
-        return opset
-    return max([opset, *(_PACKED_SINCE[width] for width in widths)])
+    widths = [
+        container_bits(q.qtype.bits, target) for q in plan.tensors.values() if q.levels is not None
+    ]
+    wide = any(q.qtype.bits > 8 for q in plan.tensors.values())
+    if target.storage == "int8":
+        widths = []
+    return max([opset, *(_PACKED_SINCE[width] for width in widths), _WIDE_SINCE if wide else 0])
 
 
 def write_weight(
@@ -55,17 +62,20 @@ def write_weight(
         op: the layer's operator.
         integer_data: whether the layer's data is quantized as well.
     """
-    if integer_data:
+    if integer_data or target.storage != "decoded":
         axis = {} if quant.axis is None else {"axis": quant.axis}
         if target.unsigned and quant.qtype.bits == 8:
             inputs = [_uint8(graph, quant), graph.constant("s", quant.scale)]
             inputs.append(graph.constant("z", np.full(quant.scale.shape, 128, np.uint8)))
             return graph.node("DequantizeLinear", inputs, graph.name("w"), **axis)
-        inputs = [_int8(graph, quant, target), graph.constant("s", quant.scale)]
+        plain = target.storage == "plain" and quant.qtype.bits < 8
+        stored = _packed(graph, quant, target) if plain else _int8(graph, quant, target)
+        inputs = [stored, graph.constant("s", quant.scale)]
         if op == "Gemm":
             # onnxruntime 1.32 makes a QGemm only of a weight with an explicit zero point
             # (test_gemm_needs_the_zero_point_of_its_weight).
-            inputs.append(graph.constant("z", np.zeros(quant.scale.shape, np.int8)))
+            kind = _SIGNED[container_bits(quant.qtype.bits, target)] if plain else np.int8
+            inputs.append(graph.constant("z", np.zeros(quant.scale.shape, kind)))
         return graph.node("DequantizeLinear", inputs, graph.name("w"), **axis)
     assert quant.levels is not None
     codes = graph.node("Cast", [_int8(graph, quant, target)], graph.name("w"), to=TensorProto.FLOAT)
@@ -83,13 +93,13 @@ def _uint8(graph: GraphWriter, quant: TensorQuant) -> str:
 def _int8(graph: GraphWriter, quant: TensorQuant, target: Target) -> str:
     """The name of the INT8 tensor of the integers that kernels multiply."""
     assert quant.levels is not None
-    integers = affine.integers(quant.levels, quant)
-    width = container_bits(quant.qtype.bits)
-    if width == 8 or not target.packed:
-        return graph.constant("w", integers.astype(np.int8))
+    width = container_bits(quant.qtype.bits, target)
+    if width == 8 or target.storage == "int8":
+        return graph.constant("w", affine.integers(quant.levels, quant).astype(np.int8))
     if quant.qtype.grid == "signed":
-        packed = graph.constant("w", integers.astype(_SIGNED[width]))
-        return graph.node("Cast", [packed], graph.name("w"), to=TensorProto.INT8)
+        return graph.node(
+            "Cast", [_packed(graph, quant, target)], graph.name("w"), to=TensorProto.INT8
+        )
     packed = graph.constant("w", quant.levels.astype(_UNSIGNED[width]))
     value = graph.node("Cast", [packed], graph.name("w"), to=TensorProto.INT32)
     if quant.qtype.step != 1:
@@ -97,6 +107,13 @@ def _int8(graph: GraphWriter, quant: TensorQuant, target: Target) -> str:
         value = graph.node("Mul", [value, step], graph.name("w"))
     value = graph.node("Sub", [value, _offset(graph, quant)], graph.name("w"))
     return graph.node("Cast", [value], graph.name("w"), to=TensorProto.INT8)
+
+
+def _packed(graph: GraphWriter, quant: TensorQuant, target: Target) -> str:
+    """The name of the packed tensor of a signed grid's integers."""
+    assert quant.levels is not None
+    integers = affine.integers(quant.levels, quant)
+    return graph.constant("w", integers.astype(_SIGNED[container_bits(quant.qtype.bits, target)]))
 
 
 def _offset(graph: GraphWriter, quant: TensorQuant) -> str:

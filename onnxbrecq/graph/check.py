@@ -68,6 +68,17 @@ def check_structure(proto: onnx.ModelProto) -> None:
     onnx.checker.check_model(bones)
 
 
+def objection(proto: onnx.ModelProto) -> str | None:
+    """What onnx's checker or strict type inference says against the model; None: nothing."""
+    try:
+        check_structure(proto)
+        if all(node.domain in STANDARD_DOMAINS for node in proto.graph.node):
+            onnx.shape_inference.infer_shapes(skeleton(proto), check_type=True, strict_mode=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return str(error)
+    return None
+
+
 def _edit_domains(proto: onnx.ModelProto) -> None:
     """Edits the model: ONNX's own operators are of the domain "", as onnx's tools expect."""
     nodes = [node for graph in graphs(proto.graph) for node in graph.node]

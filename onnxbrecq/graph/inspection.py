@@ -1,6 +1,6 @@
 """What would be quantized, and what not, known from the graph alone."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,10 @@ from typing import Any
 from onnxbrecq.graph.blocks import Block, partition
 from onnxbrecq.graph.islands import islands
 from onnxbrecq.graph.layers import WeightLayer, weight_layers
-from onnxbrecq.graph.load import load
-from onnxbrecq.graph.model import Model
+from onnxbrecq.graph.load import fingerprint, load, read
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
 from onnxbrecq.graph.points import FloatNode, find_points
+from onnxbrecq.graph.provenance import Provenance, provenance
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,50 @@ class Inspection:
         }
 
 
-def inspect(path: str | PathLike[str]) -> Inspection:
+@dataclass(frozen=True)
+class QuantizedInspection:
+    """What a file that `quantize` or `emit` wrote says of itself."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    opset: int
+    provenance: Provenance
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON object of `onnxbrecq inspect` for such a file."""
+        told = asdict(self.provenance)
+        return {
+            "schema_version": 1,
+            "model": {
+                "path": str(self.path),
+                "sha256": self.sha256,
+                "size_bytes": self.size_bytes,
+                "opset": self.opset,
+            },
+            "layers": [
+                {"name": name, "weight_bits": weight, "activation_bits": data}
+                for name, (weight, data) in told.pop("bits").items()
+            ],
+            "quantized": told,
+        }
+
+
+def inspect(path: str | PathLike[str]) -> Inspection | QuantizedInspection:
     """The structure of the model at `path`; neither runs it nor imports it into torch.
+
+    Of a file that this tool has quantized it is what the file says of itself.
 
     Raises:
         ModelError: the file cannot be read as a model.
     """
+    proto, files = read(Path(path))
+    told = provenance(proto, str(path))
+    if told is not None:
+        size, digest = fingerprint(files)
+        opset = max(o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS)
+        return QuantizedInspection(Path(path), digest, size, opset, told)
+    del proto
     model = load(Path(path))
     blocks = partition(model)
     return Inspection(

@@ -186,10 +186,12 @@ class LearnedStep(nn.Module):
         self._dropping = dropping
         self._quant = quant
         self._start = float(quant.scale)
-        self._zero = int(quant.zero_point)
+        self._zero = int(affine.offsets(quant.qtype, quant.zero_point))
         self._top = quant.qtype.levels - 1
         self._ceiling = ceiling
-        self._most = math.inf if ceiling is None else math.log(ceiling / self._top / self._start)
+        self._most = math.inf
+        if ceiling is not None and quant.qtype.grid != "signed":  # as `affine.rescaled`
+            self._most = math.log(ceiling / self._top / self._start)
         self.log_ratio = nn.Parameter(torch.zeros(()))
 
     def forward(self, value: Tensor) -> Tensor:

@@ -88,15 +88,51 @@ class Execution:
 
 
 @dataclass(frozen=True)
+class NodeSteps:
+    """How far one node, or (`name` None) all of one operator, is from exact integer arithmetic."""
+
+    name: str | None
+    op: str
+    max_steps: int
+    mismatched_fraction: float
+    elements: int
+
+
+@dataclass(frozen=True)
+class NodeParity:
+    """The executed nodes against exact integer arithmetic, each fed what it was really fed.
+
+    Attributes:
+        samples: how many went through.
+        nodes: how many were compared.
+        max_steps: the largest difference, in steps of the node's output.
+        mismatched_fraction: share of the elements that differ, of nodes that compute.
+        operators: the same for each operator, those that only move values among them.
+        beyond_one_step: the nodes that are more than a step off, in order of execution.
+        float_operators: operator → number of nodes that do not compute on integers.
+    """
+
+    samples: int
+    nodes: int
+    max_steps: int
+    mismatched_fraction: float
+    operators: tuple[NodeSteps, ...]
+    beyond_one_step: tuple[NodeSteps, ...]
+    float_operators: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Parity:
     """Optimised session against unoptimised, at the output, in steps of its quantizer.
 
-    `max_steps` and `mismatched_fraction` are None where the output is not quantized.
+    `max_steps` and `mismatched_fraction` are None where the output is not quantized. `nodes` holds
+    the optimised session against integer arithmetic, node by node; None where that was not done.
     """
 
     max_steps: int | None
     mismatched_fraction: float | None
     agreement: float | None
+    nodes: NodeParity | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +142,28 @@ class Gate:
     asked: dict[str, float]
     met: bool | None
     reason: str | None
+
+
+@dataclass(frozen=True)
+class Emission:
+    """What was written from a saved plan. `as_json` is its public form."""
+
+    tool_version: str
+    model: FileFacts
+    output: FileFacts
+    target: str
+    weights_mean_bits: float | None
+    activations_mean_bits: float | None
+    layers: tuple[LayerFacts, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON object of `emit`: what it shares with `quantize` has the same keys."""
+        return {
+            **_written(self),
+            "target": self.target,
+            "notes": list(self.notes),
+        }
 
 
 @dataclass(frozen=True)
@@ -133,20 +191,7 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """The JSON object of `quantize` and `validate`, schema version 1."""
         return {
-            "schema_version": SCHEMA_VERSION,
-            "tool": {"name": "onnxbrecq", "version": self.tool_version},
-            "model": asdict(self.model),
-            "output": asdict(self.output),
-            "size": {
-                "float_bytes": self.model.size_bytes,
-                "quantized_bytes": self.output.size_bytes,
-                "ratio": self.output.size_bytes / self.model.size_bytes,
-            },
-            "bits": {
-                "weights_mean": self.weights_mean_bits,
-                "activations_mean": self.activations_mean_bits,
-            },
-            "layers": [asdict(layer) for layer in self.layers],
+            **_written(self),
             "blocks": [asdict(block) for block in self.blocks],
             "accuracy": asdict(self.accuracy) if self.accuracy else None,
             "fidelity": asdict(self.fidelity) if self.fidelity else None,
@@ -158,3 +203,20 @@ class Result:
             "environment": self.environment,
             "notes": list(self.notes),
         }
+
+
+def _written(found: Emission | Result) -> dict[str, Any]:
+    """What JSON says of every model that was written."""
+    before, after = found.model.size_bytes, found.output.size_bytes
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "onnxbrecq", "version": found.tool_version},
+        "model": asdict(found.model),
+        "output": asdict(found.output),
+        "size": {"float_bytes": before, "quantized_bytes": after, "ratio": after / before},
+        "bits": {
+            "weights_mean": found.weights_mean_bits,
+            "activations_mean": found.activations_mean_bits,
+        },
+        "layers": [asdict(layer) for layer in found.layers],
+    }

@@ -9,19 +9,23 @@ Feature maps lie channels last, as convolutions in torch want them, and come out
 their axes in order.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import tempfile
 from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxbrecq.data.dataset import Dataset, Index, Samples
 from onnxbrecq.errors import OutputError
+
+if TYPE_CHECKING:  # emission needs sessions, but no data
+    from onnxbrecq.data.dataset import Dataset, Index, Samples
 
 Array = NDArray[Any]
 

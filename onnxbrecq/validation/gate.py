@@ -1,8 +1,34 @@
-"""The gate: whether the quantized model lost no more than was allowed."""
+"""The gate: whether the quantized model lost no more than was allowed, and runs as promised."""
 
-from onnxbrecq.report.result import Accuracy, Fidelity, Gate
+from onnxbrecq.report.result import Accuracy, Execution, Fidelity, Gate
 
 _ROUND_OFF = 1e-9  # points; a drop is a quotient of two integers times 100
+_MOST_NAMES = 8  # in one line
+
+
+def joined(*gates: Gate) -> Gate:
+    """One verdict: met where all that was asked for is; the reasons of what is not."""
+    asked = {key: value for gate in gates for key, value in gate.asked.items()}
+    verdicts = [gate.met for gate in gates if gate.met is not None]
+    reasons = [gate.reason for gate in gates if gate.reason is not None]
+    return Gate(asked, all(verdicts) if verdicts else None, "; ".join(reasons) or None)
+
+
+def judge_execution(min_integer: float | None, execution: Execution) -> Gate:
+    """The verdict on the share of multiply-accumulates that must run in integer kernels."""
+    if min_integer is None:
+        return Gate(asked={}, met=None, reason=None)
+    share, asked = execution.integer_macs_fraction, {"min_integer": min_integer}
+    if share >= min_integer - _ROUND_OFF:
+        return Gate(asked, met=True, reason=None)
+    named = ", ".join(execution.float_nodes[:_MOST_NAMES])
+    more = len(execution.float_nodes) - _MOST_NAMES
+    return Gate(
+        asked,
+        met=False,
+        reason=f"{share:.4f} of the multiply-accumulates run in integer kernels, at least "
+        f"{min_integer:g} was asked for; in float: {named}" + (f" and {more} more" * (more > 0)),
+    )
 
 
 def judge(max_drop: float | None, accuracy: Accuracy | None, fidelity: Fidelity | None) -> Gate:

@@ -1,23 +1,27 @@
 """Everything that is measured on a quantized model beside its float reference."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.layers import weight_layers
 from onnxbrecq.graph.model import Model
 from onnxbrecq.progress import Progress, silent
-from onnxbrecq.report.result import Accuracy, Execution, Fidelity, Gate, Parity
+from onnxbrecq.report.result import Accuracy, Execution, Fidelity, Gate, NodeParity, Parity
 from onnxbrecq.runtime.kernels import executed
 from onnxbrecq.runtime.latency import paired_latency
 from onnxbrecq.runtime.session import PROVIDER, Session
 from onnxbrecq.validation.accuracy import top1_accuracy
 from onnxbrecq.validation.coverage import coverage
 from onnxbrecq.validation.fidelity import Comparison, compare, fidelity
-from onnxbrecq.validation.gate import judge
+from onnxbrecq.validation.gate import joined, judge, judge_execution
+from onnxbrecq.validation.node_parity import node_parity
 from onnxbrecq.validation.parity import parity
 
 _BATCH = 8  # as fast as more, in less memory
+_REFERENCE_SAMPLES = 8  # that go through integer arithmetic,
+_REFERENCE_MACS = 10**10  # at some 10**9 multiply-accumulates a second
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ def validate(
     samples: Dataset,
     labelled: Dataset | None = None,
     max_drop: float | None = None,
+    min_integer: float | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Validation:
@@ -50,6 +55,7 @@ def validate(
         samples: calibration data; measured on only where `labelled` is None.
         labelled: evaluation data; accuracy needs its labels.
         max_drop: the gate, in points; None: no gate.
+        min_integer: the gate, as a share of the multiply-accumulates in integer kernels.
         threads: of onnxruntime; latency is always measured with one.
         progress: told of each batch.
 
@@ -65,13 +71,16 @@ def validate(
     comparison = compare(floating, optimized, data, batch, progress=progress)
     accuracy = _accuracy(data, comparison) if labelled is not None else None
     nearness = fidelity(comparison)
+    plain = parity(quantized, optimized, data, batch, threads=threads, progress=progress)
+    execution = _execution(quantized, reference, data)
+    nodes, untraced = _nodes(quantized, reference, data, threads, progress)
     return Validation(
         accuracy=accuracy,
         fidelity=nearness,
-        execution=(_execution(quantized, reference, data),),
-        parity=parity(quantized, optimized, data, batch, threads=threads, progress=progress),
-        gate=judge(max_drop, accuracy, nearness),
-        notes=_notes(comparison, labelled),
+        execution=(execution,),
+        parity=replace(plain, nodes=nodes),
+        gate=joined(judge(max_drop, accuracy, nearness), judge_execution(min_integer, execution)),
+        notes=(*_notes(comparison, labelled), *untraced),
     )
 
 
@@ -113,6 +122,23 @@ def _execution(quantized: Path, reference: Model, data: Dataset) -> Execution:
         float_latency_ms=latency.ms_b,
         speedup=latency.ratio,
     )
+
+
+def _nodes(
+    quantized: Path, reference: Model, data: Dataset, threads: int | None, progress: Progress
+) -> tuple[NodeParity | None, tuple[str, ...]]:
+    """Parity node by node on a few samples, or None and why not."""
+    work = max(1, sum(layer.macs for layer in weight_layers(reference)))
+    batch = reference.file_batch or 1
+    count = min(_REFERENCE_SAMPLES, _REFERENCE_MACS // work) // batch * batch
+    if count == 0:
+        return None, ("not compared node by node with integer arithmetic: it would take too long",)
+    try:
+        return node_parity(
+            quantized, data.head(count), batch, threads=threads, progress=progress
+        ), ()
+    except ModelError as error:
+        return None, (f"not compared node by node with integer arithmetic: {error}",)
 
 
 def _notes(comparison: Comparison, labelled: Dataset | None) -> tuple[str, ...]:

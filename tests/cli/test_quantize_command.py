@@ -28,7 +28,7 @@ KEYS = {
         "provider", "loads", "integer_macs_fraction", "float_nodes", "latency_ms",
         "float_latency_ms", "speedup",
     },
-    "parity": {"max_steps", "mismatched_fraction", "agreement"},
+    "parity": {"max_steps", "mismatched_fraction", "agreement", "nodes"},
     "gate": {"asked", "met", "reason"},
     "timing": {"total_seconds", "stages"},
     "memory": {"peak_bytes"},
@@ -59,6 +59,10 @@ def test_quantize_writes_model_and_json(model: Path, recipe: Path, run: Run) -> 
     assert missing_keys(found) == {}
     assert found["output"]["path"] == str(model.with_name("net.quant.onnx"))
     onnxruntime.InferenceSession(found["output"]["path"], providers=["CPUExecutionProvider"])
+    nodes = found["parity"]["nodes"]
+    assert nodes["nodes"] > 4
+    assert nodes["float_operators"] == {}
+    assert {"op", "max_steps", "mismatched_fraction"} <= set(nodes["operators"][0])
     assert "reconstruct" in done.err
 
 
@@ -153,3 +157,16 @@ def test_threads_spin_briefly_unless_the_user_says(
 ) -> None:
     spin_briefly(given)
     assert given.get("GOMP_SPINCOUNT") == wanted
+
+
+def test_layers_in_float_fail_the_run_that_wants_integers(
+    model: Path, recipe: Path, run: Run
+) -> None:
+    done = run("quantize", model, "-q", "--recipe", recipe, "-a", "float", "--min-integer", "0.9")
+    assert done.status == 3
+    assert "in float: first, second, head" in done.error
+    quantized = model.with_name("net.quant.onnx")
+    done = run("validate", quantized, "--reference", model, "-q", "--min-integer", "0")
+    assert done.status == 0, done.err
+    done = run("validate", quantized, "--reference", model, "-q", "--min-integer", "2")
+    assert done.status == 2

@@ -18,9 +18,16 @@ from onnxbrecq.report.result import (
     FileFacts,
     Gate,
     LayerFacts,
+    NodeParity,
+    NodeSteps,
     Parity,
     Result,
 )
+
+_NODES = NodeParity(
+    samples=4, nodes=12, max_steps=3, mismatched_fraction=5e-4, operators=(),
+    beyond_one_step=(NodeSteps("conv[1]", "QLinearConv", 3, 0.01, 100),), float_operators={},
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -41,7 +48,7 @@ def found() -> Result:
         execution=(
             Execution("CPUExecutionProvider", True, 0.995, ("n[0]", "n[/red]"), 2.0, 3.0, 1.5),
         ),
-        parity=Parity(1, 0.01, 99.0),
+        parity=Parity(1, 0.01, 99.0, _NODES),
         gate=Gate({"max_drop": 1.0}, True, None),
         total_seconds=12.34,
         stages={},
@@ -79,6 +86,10 @@ def test_every_figure_is_told(found: Result, capsys: pytest.CaptureFixture[str])
         "parity": [
             "1.00 % of the outputs differ between optimised and unoptimised sessions, by 1 steps "
             "at most"
+        ],
+        "exactness": [
+            "99.950 % of what 12 nodes compute equals integer arithmetic, the rest is off by 3 "
+            "steps at most; more than one step: conv[1]"
         ],
         "kernels": [
             "99.5 % of the MACs in integer kernels of CPUExecutionProvider; float: n[0], n[/red]"

@@ -1,7 +1,7 @@
 import pytest
 
-from onnxbrecq.report.result import Accuracy, Fidelity
-from onnxbrecq.validation.gate import judge
+from onnxbrecq.report.result import Accuracy, Execution, Fidelity, Gate
+from onnxbrecq.validation.gate import joined, judge, judge_execution
 
 
 def accuracy(drop: float) -> Accuracy:
@@ -49,3 +49,33 @@ def test_what_cannot_be_measured_is_not_met(fidelity: Fidelity | None) -> None:
 def test_nothing_asked_is_neither_met_nor_missed() -> None:
     gate = judge(None, accuracy(50.0), None)
     assert (gate.asked, gate.met, gate.reason) == ({}, None, None)
+
+
+def _execution(share: float, *floating: str) -> Execution:
+    return Execution("CPUExecutionProvider", True, share, floating, None, None, None)
+
+
+def test_layers_that_run_in_float_are_named() -> None:
+    found = judge_execution(0.99, _execution(0.9, "conv1", "head"))
+    assert (found.asked, found.met) == ({"min_integer": 0.99}, False)
+    assert found.reason is not None
+    assert "0.9000 of the multiply-accumulates" in found.reason
+    assert found.reason.endswith("in float: conv1, head")
+    many = judge_execution(1.0, _execution(0.0, *(f"n{i}" for i in range(10))))
+    assert many.reason is not None
+    assert many.reason.endswith("n7 and 2 more")
+
+
+def test_what_runs_in_integers_passes() -> None:
+    assert judge_execution(1.0, _execution(1.0)).met is True
+    assert judge_execution(None, _execution(0.0, "conv")).met is None
+
+
+def test_all_that_was_asked_for_must_hold() -> None:
+    lost = judge(1.0, None, None)
+    runs = judge_execution(0.5, _execution(1.0))
+    assert joined(runs, lost).met is False
+    assert joined(runs, lost).asked == {"min_integer": 0.5, "max_drop": 1.0}
+    assert joined(runs, lost).reason == lost.reason
+    assert joined(runs, judge(None, None, None)).met is True
+    assert joined(judge(None, None, None)) == Gate({}, None, None)

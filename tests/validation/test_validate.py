@@ -56,6 +56,9 @@ def test_execution_is_measured(found: Validation) -> None:
 
 def test_parity_and_gate_are_there(found: Validation) -> None:
     assert found.parity.max_steps is not None
+    assert found.parity.nodes is not None
+    assert found.parity.nodes.samples == 8
+    assert found.parity.nodes.max_steps <= 1
     assert found.gate.met is True
     assert found.notes == ()
 
@@ -104,6 +107,17 @@ def test_a_model_of_fixed_batch_runs_sample_by_sample(
     found = validate(quantized, model, samples=samples, threads=1)
     assert found.fidelity is not None
     assert found.fidelity.samples == 40
+
+
+def test_integer_arithmetic_has_its_bounds(
+    quantized: Path, reference: Model, samples: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The model has 12 multiply-accumulates.
+    for most, wanted in ((12 * 3, 3), (11, None)):
+        monkeypatch.setattr("onnxbrecq.validation.validate._REFERENCE_MACS", most)
+        found = validate(quantized, reference, samples=samples, threads=1)
+        assert (found.parity.nodes and found.parity.nodes.samples) == wanted
+        assert any("take too long" in note for note in found.notes) is (wanted is None)
 
 
 @pytest.mark.parametrize("kind", ["inputs", "outputs"])

@@ -1,0 +1,38 @@
+"""Every tensor of the graph that onnxruntime really executes."""
+
+import tempfile
+from pathlib import Path
+
+import onnx
+
+from onnxbrecq.runtime.session import Session, open_session, session_options
+
+
+def optimized(model: onnx.ModelProto | Path, threads: int | None = None) -> onnx.ModelProto:
+    """The model as a default session executes it, weights included.
+
+    Raises:
+        ModelError: onnxruntime cannot load the model.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = session_options(threads)
+        options.optimized_model_filepath = str(path)
+        open_session(model, options)
+        return onnx.load(path)
+
+
+def trace(executed: onnx.ModelProto, threads: int | None = None) -> Session:
+    """A session of an optimised model that gives out every tensor, computed by the same kernels.
+
+    Raises:
+        ModelError: onnxruntime cannot load it.
+    """
+    shown = onnx.ModelProto()
+    shown.CopyFrom(executed)
+    outputs = {value.name for value in shown.graph.output}
+    made = [name for node in shown.graph.node for name in node.output if name]
+    shown.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in made if name not in outputs
+    )
+    return Session(shown, optimize=False, threads=threads)
