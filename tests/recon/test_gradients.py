@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 
 from onnxbrecq.graph.model import Model
 from onnxbrecq.recon.bridge import import_block
+from onnxbrecq.recon.converters.linear import conv
 
 _SHAPE = (2, 4, 6, 6)
 _CASES = {
@@ -45,6 +46,18 @@ _CASES = {
     "Attention": ("y = Attention <is_causal = 1> (x, x, x)", {}),
     "LRN": ("y = LRN <size = 3> (x)", {}),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("group", "stride", "kind"), [
+    (1, 2, torch.bfloat16), (4, 1, torch.bfloat16), (4, 2, torch.float32),
+])  # fmt: skip
+def test_autocast_leaves_out_what_it_would_slow_down(
+    group: int, stride: int, kind: torch.dtype
+) -> None:
+    x, weight = torch.ones(2, 4, 6, 6), torch.ones(4, 4 // group, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = conv(x.bfloat16(), weight, strides=[stride, stride], group=group)
+    assert made.dtype == kind
 
 
 @pytest.mark.parametrize("operator", _CASES)
