@@ -21,6 +21,9 @@ Levels = NDArray[np.uint8 | np.uint16]
 _T = TypeVar("_T", bound=np.generic)
 
 _SHRINKS = np.linspace(1.0, 0.2, 41, dtype=np.float32)  # candidate fractions of the full range
+# Pixels lie on a grid of their own: each may be half a step from the nearest level (255 steps from
+# -1 to 1, zero between two of them), but not on a grid a little wider.
+_STRETCHES = np.array([1.01, 1.02, 1.03], np.float32)
 _SAMPLE = 4096  # values of a channel that decide its scale
 _CHUNK = 1 << 18  # values searched at a time: what a processor's cache holds of float32
 
@@ -172,8 +175,8 @@ def activation_quant(
 ) -> TensorQuant:
     """The per-tensor quantization of sampled activations with the least squared error.
 
-    The range is searched below the one that was seen. Zero is always a level, so that zero
-    padding is exact.
+    The range is searched below the one that was seen, and a little above. Zero is always a level,
+    so that zero padding is exact.
 
     Args:
         values: the sample, any shape, finite.
@@ -194,7 +197,8 @@ def activation_quant(
     top = (1 << bits) - 1
     qtype = QType(bits, grid)
     best = (np.inf, np.float32(1), np.int32(0))
-    for shrink in _SHRINKS:
+    wider = _STRETCHES if ceiling is None else _STRETCHES[:0]
+    for shrink in np.concatenate([_SHRINKS, wider]):
         if high - low <= 0:
             break
         scale = np.float32((high - low) * shrink / top)
