@@ -47,6 +47,7 @@ from onnxbrecq.state import State
 
 _FISHER_SAMPLES = 256
 _HELD = 8  # of this many samples one judges what was learned from the others
+_SLOWER = 3  # the rounding rate from one trial to the next
 _STEP_SAMPLES = 128  # on which activation steps are compared
 _STEP_FACTORS = ((0.92, 4), (1.08, 3))  # how much finer, coarser; how often at most
 _STEP_GAIN = 0.999  # of the error: less is chance
@@ -252,8 +253,11 @@ def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> Iterat
         yield plan
         constants = {**problem.constants, **found.decisions.biases, **found.weights}
         problem = dataclasses.replace(problem, plan=plan, constants=constants)
-    if settings.iterations:
-        yield _told(problem.plan, reconstruct(problem, quantized, task.recipe, seed), task.points)
+    rate = settings.rounding_rate
+    for trial in range(settings.trials if settings.iterations else 0):
+        tried = dataclasses.replace(settings, rounding_rate=rate / _SLOWER**trial)
+        recipe = dataclasses.replace(task.recipe, reconstruction=tried)
+        yield _told(problem.plan, reconstruct(problem, quantized, recipe, seed), task.points)
 
 
 def _is_finite(samples: Samples) -> bool:

@@ -134,7 +134,8 @@ def _passes(samples: int, recipe: Recipe) -> float:
     """How often a sample passes through the network, in passes of the float network."""
     settings = recipe.settings()
     rounding = _ROUNDING if settings.start == "second-order" else 0
-    return (_RUNS + rounding) * samples + _STEP * settings.iterations * settings.batch_size
+    steps = settings.iterations * settings.trials
+    return (_RUNS + rounding) * samples + _STEP * steps * settings.batch_size
 
 
 def _sum(names: Iterable[str], sizes: Mapping[str, int]) -> int:

@@ -75,6 +75,8 @@ class Reconstruction:
     Attributes:
         start: what rounding starts from: second-order rounding, or each weight's nearest level.
         iterations: optimiser steps per block; 0: none, the start is the result.
+        trials: how often a block is learned, each time with a third of the rounding rate before;
+            what is best on the samples that judge is kept.
         batch_size: samples a step, at most.
         batch_places: places of a feature map a step: of large maps as few samples, at least four,
             as have so many; 0: always `batch_size` samples.
@@ -89,11 +91,14 @@ class Reconstruction:
         regularization: its weight (paper: lambda).
         drop: share of the values that pass unquantized while activations below 8 bits learn
             (QDrop, Wei et al., ICLR 2022); with 1 they are quantized only while the block settles.
+            0 by default: where blocks learn on what the quantized blocks before deliver, half
+            dropped was no better (ResNet-20: W4A4 17.9 dB for 17.95, W2A4 13.8 for 14.0).
         step_search: whether activation steps are tried finer and coarser on the deployed block.
     """
 
     start: Literal["second-order", "nearest"] = "second-order"
     iterations: int = 400
+    trials: int = 1
     batch_size: int = 16
     batch_places: int = 1 << 14
     rounding_rate: float = 0.1
@@ -104,30 +109,34 @@ class Reconstruction:
     loss: Literal["mse", "fisher"] = "mse"
     regularizer: Literal["relative", "absolute"] = "relative"
     regularization: float = 300.0
-    drop: float = 0.5
+    drop: float = 0.0
     step_search: bool = True
 
     def __post_init__(self) -> None:
         _one_of("reconstruction.start", self.start, ("second-order", "nearest"))
         _one_of("reconstruction.loss", self.loss, ("mse", "fisher"))
         _one_of("reconstruction.regularizer", self.regularizer, ("relative", "absolute"))
-        for key, least, most in _BOUNDS:
+        for key, (least, most) in _BOUNDS.items():
             value = getattr(self, key)
             if not least <= value <= most:
                 raise RecipeError(f"reconstruction.{key} = {value}: want {least} to {most:g}")
 
 
-_BOUNDS = (("iterations", 0, math.inf), ("batch_size", 1, math.inf), ("batch_places", 0, math.inf),
-           ("rounding_rate", 0, math.inf), ("scale_rate", 0, math.inf), ("bias_rate", 0, math.inf),
-           ("step_rate", 0, math.inf), ("regularization", 0, math.inf),
-           ("settle", 0, 1), ("drop", 0, 1))  # fmt: skip
+_BOUNDS = {
+    **dict.fromkeys(("trials", "batch_size"), (1, math.inf)),
+    **dict.fromkeys(
+        ("iterations", "batch_places", "rounding_rate", "scale_rate", "bias_rate", "step_rate",
+         "regularization"), (0, math.inf),
+    ),
+    **dict.fromkeys(("settle", "drop"), (0, 1)),
+}  # fmt: skip
 
 # `paper` is BRECQ's schedule as its authors published it: 20 000 steps for rounding, activations in
 # float, then 5000 for the steps of activations.
 _EFFORT: dict[str, Reconstruction] = {
     "fast": Reconstruction(iterations=0),
     "balanced": Reconstruction(),
-    "best": Reconstruction(iterations=2000, batch_size=32, rounding_rate=0.02),
+    "best": Reconstruction(iterations=2000, trials=2, batch_size=32),
     "paper": Reconstruction(
         start="nearest", iterations=25_000, batch_size=32, batch_places=0,
         rounding_rate=1e-3, scale_rate=0.0, bias_rate=0.0, step_rate=4e-4, settle=0.2,

@@ -51,6 +51,17 @@ def test_learning_lowers_the_error_of_the_deployed_blocks(
     assert walked.plan != plan
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_the_best_of_several_trials_is_kept(model: Model, data: Dataset, drop: float) -> None:
+    losses = []
+    for trials in (1, 2):
+        settings = Reconstruction(iterations=40, batch_size=16, trials=trials, drop=drop)
+        task, plan = _task(model, data, first_last=2, reconstruction=settings)
+        losses.append(walk(task, plan, silent).blocks[0].loss_after)
+    once, twice = losses
+    assert twice <= once
+
+
 def test_a_block_that_got_worse_keeps_its_former_decisions(
     model: Model, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

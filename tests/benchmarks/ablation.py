@@ -36,7 +36,8 @@ DEFAULT = "default"
 SWITCHES: dict[str, dict[str, Any]] = {
     "regularizer=absolute": {"regularizer": "absolute", "regularization": 0.01},
     "iterations=0": {"iterations": 0},
-    "drop=1.0": {"drop": 1.0},
+    "drop=0.5": {"drop": 0.5},
+    "batch_places=0": {"batch_places": 0},
 }
 
 

@@ -125,7 +125,9 @@ def _learned(name: str, settings: Reconstruction) -> QuantPlan:
 def test_what_is_learned_on_a_device_is_what_is_learned_on_the_processor(
     name: str, start: Any, loss: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Reconstruction(start=start, loss=loss, iterations=4, batch_size=4, step_search=False)
+    settings = Reconstruction(
+        start=start, loss=loss, iterations=4, batch_size=4, drop=0.5, step_search=False
+    )
     with _stand_in(monkeypatch):
         there = _learned(name, settings)
     assert _learned(name, settings) == there
