@@ -90,7 +90,7 @@ def table(rows: Sequence[Row]) -> str:
         "against onnxruntime, relative to the output's largest value. *Against the file*: the "
         "same for the chain of all blocks against the file as it came; detections of nearly equal "
         "scores may change places, which tells as a large one. *W8A8*: quantized on eight samples "
-        " at effort `fast`, opened and run by onnxruntime.", "",
+        "at effort `fast`, opened and run by onnxruntime.", "",
         _line(COLUMNS), _line(["---"] * len(COLUMNS)), *(_line(_cells(row)) for row in rows), "",
     ]  # fmt: skip
     for title, causes in (("Failures", failures(rows)), ("Islands", islands(rows))):
