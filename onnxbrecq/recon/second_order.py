@@ -45,6 +45,7 @@ _PRECISION, _TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).
 _DAMPINGS = (0.02, 0.1, 0.5)  # tried for the step from W to W'
 _FINE = 8  # bits of a grid that is as good as any other; below are tried
 _FACTORS, _SHIFTS = (1.0, 0.8, 0.6, 1.2), (0, -1, 1)  # of its scale, and half steps of its zero
+_LONG = 2048  # values of x, from which on 8-bit weights are rounded to nearest: more gains nothing
 _TRIED = 1 << 26  # values rounded at a time
 _ROUNDS = 2  # of fitting scales and revisiting columns
 _STRETCH = (0.5, 2.0)  # of a scale, at most in one round
@@ -222,20 +223,24 @@ def _damped(moments: Moments, damping: float) -> Tensor:
 
 def _rounded(aim: Tensor, moments: Moments, quant: TensorQuant) -> tuple[Tensor, Grid]:
     """Levels [G, O, K] and their grid for W' [G, O, K]; each group may be cut into pieces."""
-    groups, outputs, _ = aim.shape
+    groups, outputs, length = aim.shape
+    offsets = affine.offsets(quant.qtype, quant.zero_point).astype(np.float32)
+    scale, offset = (
+        np.broadcast_to(v, groups * outputs).reshape(groups, outputs)
+        for v in (quant.scale, offsets)
+    )
+    grid = Grid(scale, offset, quant.qtype.step, quant.qtype.levels - 1)
+    fine = quant.qtype.bits >= _FINE
+    if fine and length > _LONG:
+        return torch.from_numpy(grid.levels(aim.mT.numpy())).mT, grid
     pieces = len(moments.gram) // groups
     diagonal = torch.diagonal(moments.gram, dim1=1, dim2=2)
     order = diagonal.sum(0).argsort(descending=True)  # what matters most is rounded first
     metric = _damped(moments, _DAMPING)[:, order][:, :, order]
     wanted = split(aim, pieces)[:, :, order].mT.contiguous()
-    offsets = affine.offsets(quant.qtype, quant.zero_point).astype(np.float32)
-    scale, offset = (
-        np.broadcast_to(v, groups * outputs).reshape(-1, outputs).repeat(pieces, axis=0)
-        for v in (quant.scale, offsets)
-    )
-    grid = Grid(scale, offset, quant.qtype.step, quant.qtype.levels - 1)
+    grid = grid._replace(scale=scale.repeat(pieces, axis=0), offset=offset.repeat(pieces, axis=0))
     factor, metric = handed_on(metric), metric.float()
-    if quant.qtype.bits < _FINE:
+    if not fine:
         shifts = (0,) if quant.qtype.grid == "signed" else _SHIFTS
         grid = _best(wanted, factor, metric, grid, shifts=shifts, pieces=pieces)
     made = compensated(wanted, factor, grid)
