@@ -34,6 +34,7 @@ Json = Mapping[str, Any]
 _STDOUT = Path("-")
 _UNFOLDED = 10_000  # columns of what is no terminal: a script sees a name in one piece
 _MOST_NAMES = 8
+_MOST_NODES = 3
 _LABEL = 9  # columns, so that tables of different runs line up
 
 
@@ -181,6 +182,7 @@ def _result_rows(found: "Result") -> Rows:
             f"layer inputs {found.activations_mean_bits:.2f}",
         )
     yield from _quality_rows(found)
+    yield from _divergence_rows(found)
     yield from _node_rows(found)
     yield from _execution_rows(found)
     if found.gate.met is not None:
@@ -243,6 +245,20 @@ def _quality_rows(found: "Result") -> Rows:
         )
 
 
+def _divergence_rows(found: "Result") -> Rows:
+    parting = found.parity.divergence if found.parity is not None else None
+    if parting is None or parting.last is None:
+        return
+    first = parting.first
+    where = f"from {first.name or first.op} on" if first else "nowhere"
+    yield (
+        "parting",
+        f"optimised and unoptimised sessions part {where}; at {parting.last.name}, the last of "
+        f"{parting.nodes} nodes, {100 * parting.last.mismatched_fraction:.2f} % of the values "
+        f"differ, by {parting.last.max_steps} steps at most",
+    )
+
+
 def _node_rows(found: "Result") -> Rows:
     nodes = found.parity.nodes if found.parity is not None else None
     if nodes is None or not nodes.nodes:
@@ -269,6 +285,21 @@ def _execution_rows(found: "Result") -> Rows:
                 "latency",
                 f"{execution.float_latency_ms:.3g} ms -> {execution.latency_ms:.3g} ms a sample, "
                 f"{execution.speedup:.2f}x as fast",
+            )
+        for latency in execution.latencies:
+            bounds = latency.interval_95
+            within = f" (95 %: {bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else ""
+            yield (
+                "",
+                f"batch {latency.batch}, {latency.threads} threads: {latency.float_latency_ms:.3g} "
+                f"ms -> {latency.latency_ms:.3g} ms, {latency.speedup:.2f}x as fast{within}",
+            )
+        longest = sorted(execution.nodes, key=lambda node: -node.ms)[:_MOST_NODES]
+        for node in longest:
+            yield (
+                "" if node is not longest[0] else "time",
+                f"{100 * node.share:.1f} % {node.name}: {node.op}, {node.arithmetic}, "
+                f"{node.ms:.3g} ms",
             )
 
 

@@ -65,7 +65,8 @@ def calibrate(
                 tensors[name] = tensors[point.group]
     for layer in points.layers.values():
         width = recipe.first_last if layer.edge else recipe.weights
-        qtype = QType(width, target.weight_grid(width))
+        grid = target.weight_grid(width, layer.op, integer_data=layer.data in tensors)
+        qtype = QType(width, grid)
         axis = layer.axis if layer.op in target.per_channel else None
         tensors[layer.weight] = _weight_quant(model, layer, qtype, axis, tensors.get(layer.data))
     return QuantPlan(tensors, source_sha256=model.source_sha256, recipe=recipe.decisive().as_json())

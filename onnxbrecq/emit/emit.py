@@ -12,12 +12,17 @@ A Relu or Clip(0, c) in front of a quantizer whose saturation does the same is l
 
 (A signed activation, INT8 with zero point 0, saturates at -128 and stands for neither.)
 
+What only moves values is written on the integers where the target needs that (`Target.moved`).
+
 A weight's levels are stored packed and decoded by nodes that the runtime folds when it loads the
 model (`onnxbrecq.emit.storage`); a bias becomes int32 at scale s_x * s_w.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,8 +30,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, version_converter
 
-from onnxbrecq.emit import storage
 from onnxbrecq.emit.lower import ir_version, lowered
+from onnxbrecq.emit.storage import opset_needed, stays_packed, write_packed, write_weight
 from onnxbrecq.emit.targets import Target, refusal
 from onnxbrecq.emit.writer import GraphWriter
 from onnxbrecq.errors import EmissionError
@@ -54,34 +59,30 @@ def emit(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
     """
     decisions = plan.tensors
     layers = {n: p for n, p in find_points(model).layers.items() if p.weight in decisions}
-    opset = storage.opset_needed(plan, target, model.opset)
+    opset = opset_needed(plan, target, model.opset)
     _check(plan, target, layers.values(), opset)
     proto = _at_opset(model, opset)
     graph = GraphWriter(_names(proto))
-    outer = _quantize_inputs(graph, model, decisions)
+    written = _Written(graph, model, plan, target)
+    outer = written.inputs()
     folded = {name: node.input[0] for name, node in _absorbed(model, decisions)}
     for node in proto.graph.node:
-        if node.output[0] in folded:
-            _requantize(graph, model, node.output[0], outer.get(node.input[0], node.input[0]),
-                        decisions)  # fmt: skip
+        name = node.output[0]
+        if name in folded:
+            written.quantizer(name, outer.get(node.input[0], node.input[0]))
+            continue
+        if node.op_type in target.moved and written.moved(node):
             continue
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.input[:] = [outer.get(name, name) for name in node.input]
+        copy.input[:] = [outer.get(read, read) for read in node.input]
         if node.name in layers:
-            layer = layers[node.name]
-            weight, data = decisions[layer.weight], decisions.get(layer.data)
-            copy.input[1] = storage.write_weight(
-                graph, weight, target, op=layer.op, integer_data=data is not None
-            )
-            if layer.bias is not None:
-                bias = plan.biases.get(layer.bias, model.initializers[layer.bias])
-                copy.input[2] = _write_bias(graph, layer, bias, data, weight)
-        copy.output[:] = [graph.name("f") if name in decisions else name for name in node.output]
+            written.constants(copy, layers[node.name])
+        copy.output[:] = [graph.name("f") if made in decisions else made for made in node.output]
         graph.nodes.append(copy)
-        for raw, name in zip(copy.output, node.output, strict=True):
-            if name in decisions:
-                _requantize(graph, model, name, raw, decisions)
+        for raw, made in zip(copy.output, node.output, strict=True):
+            if made in decisions:
+                written.quantizer(made, raw)
     made = _assembled(model, proto, graph)
     return lowered(made) if target.lowered else made
 
@@ -143,43 +144,95 @@ def _cuts_at_zero(quant: TensorQuant) -> bool:
     return quant.qtype.grid == "affine" and int(quant.zero_point) == 0
 
 
-def _quantize_inputs(
-    graph: GraphWriter, model: Model, decisions: Mapping[str, TensorQuant]
-) -> dict[str, str]:
-    """Quantizes graph inputs; returns the names under which their readers find them."""
-    outer = {}
-    for name in model.inputs:
-        if name in decisions:
-            outer[name] = graph.name("d")
-            _pair(graph, decisions[name], name, outer[name], clip=True)
-    return outer
+@dataclass
+class _Written:
+    """The quantizers, weights and biases of a graph under construction."""
 
+    graph: GraphWriter
+    model: Model
+    plan: QuantPlan
+    target: Target
+    levels: dict[str, str] = field(default_factory=dict)  # tensor → its integers
 
-def _requantize(
-    graph: GraphWriter,
-    model: Model,
-    name: str,
-    raw: str,
-    decisions: Mapping[str, TensorQuant],
-) -> None:
-    """Writes the quantizer of `name` behind its float value `raw`."""
-    node = model.producer[name]
-    same_grid = carried(model, node) and decisions.get(node.input[0]) == decisions[name]
-    _pair(graph, decisions[name], raw, name, clip=not same_grid)
+    @cached_property
+    def scales(self) -> Counter[bytes]:
+        """How many weights have the same scale, as those do that layers share.
 
+        onnxruntime 1.32 makes a MatMulNBits of none of them (tests/emit/test_placement.py).
+        """
+        decided = self.plan.tensors.values()
+        return Counter(quant.scale.tobytes() for quant in decided if quant.levels is not None)
 
-def _pair(graph: GraphWriter, quant: TensorQuant, source: str, output: str, *, clip: bool) -> None:
-    """QuantizeLinear, Clip on UINT8 where levels must be cut off, DequantizeLinear."""
-    scale = graph.constant("s", np.asarray(quant.scale, np.float32))
-    stem, kind = _ACTIVATIONS[quant.qtype.grid, quant.qtype.bits > 8]
-    zero = graph.shared(f"{stem}{int(quant.zero_point)}", np.asarray(quant.zero_point, kind))
-    levels = graph.node("QuantizeLinear", [source, scale, zero], graph.name("q"))
-    if clip and quant.qtype.levels < 256:
-        top = graph.shared(
-            f"u{quant.qtype.levels - 1}", np.asarray(quant.qtype.levels - 1, np.uint8)
-        )
-        levels = graph.node("Clip", [levels, "", top], graph.name("c"))
-    graph.node("DequantizeLinear", [levels, scale, zero], output)
+    def inputs(self) -> dict[str, str]:
+        """Quantizes graph inputs; returns the names under which their readers find them."""
+        outer = {}
+        for name in self.model.inputs:
+            if name in self.plan.tensors:
+                outer[name] = self.graph.name("d")
+                self._pair(name, name, outer[name], clip=True)
+        return outer
+
+    def quantizer(self, name: str, raw: str) -> None:
+        """Writes the quantizer of `name` behind its float value `raw`."""
+        node, decisions = self.model.producer[name], self.plan.tensors
+        same_grid = carried(self.model, node) and decisions.get(node.input[0]) == decisions[name]
+        self._pair(name, raw, name, clip=not same_grid)
+
+    def moved(self, node: onnx.NodeProto) -> bool:
+        """Writes a node that only moves values on the integers, if both its ends have the same."""
+        source, name = node.input[0], node.output[0]
+        quant = self.plan.tensors.get(name)
+        if quant is None or quant != self.plan.tensors.get(source) or quant.qtype.bits > 8:
+            return False
+        scale, zero = self._grid(quant)
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[0] = self.levels[source]
+        if node.op_type == "Pad":  # its third input, the filling, is zero
+            del copy.input[2:]
+            copy.input.append(zero)
+        copy.output[0] = self.levels[name] = self.graph.name("q")
+        self.graph.nodes.append(copy)
+        self.graph.node("DequantizeLinear", [copy.output[0], scale, zero], name)
+        return True
+
+    def constants(self, node: onnx.NodeProto, layer: Layer) -> None:
+        """Writes the weight and the bias of a layer, which `node` is to read."""
+        weight, data = self.plan.tensors[layer.weight], self.plan.tensors.get(layer.data)
+        turned = layer.op == "Gemm" and layer.axis == 0
+        integer = data is not None
+        packed = stays_packed(weight, self.target, layer.op, integer_data=integer)
+        if packed and self.scales[weight.scale.tobytes()] == 1:
+            node.input[1] = write_packed(self.graph, weight, turned=turned)
+            kept = [entry for entry in node.attribute if entry.name != "transB"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        else:
+            node.input[1] = write_weight(
+                self.graph, weight, self.target, op=layer.op, integer_data=integer
+            )
+        if layer.bias is not None:
+            bias = self.plan.biases.get(layer.bias, self.model.initializers[layer.bias])
+            node.input[2] = _write_bias(self.graph, layer, bias, data, weight)
+
+    def _pair(self, name: str, source: str, output: str, *, clip: bool) -> None:
+        """QuantizeLinear, Clip on UINT8 where levels must be cut off, DequantizeLinear."""
+        graph, quant = self.graph, self.plan.tensors[name]
+        scale, zero = self._grid(quant)
+        levels = graph.node("QuantizeLinear", [source, scale, zero], graph.name("q"))
+        if clip and quant.qtype.levels < 256:
+            highest = quant.qtype.levels - 1
+            top = graph.shared(f"u{highest}", np.asarray(highest, np.uint8))
+            levels = graph.node("Clip", [levels, "", top], graph.name("c"))
+        self.levels[name] = levels
+        graph.node("DequantizeLinear", [levels, scale, zero], output)
+
+    def _grid(self, quant: TensorQuant) -> tuple[str, str]:
+        """The constants of an activation's scale and zero point."""
+        scale = self.graph.constant("s", np.asarray(quant.scale, np.float32))
+        stem, kind = _ACTIVATIONS[quant.qtype.grid, quant.qtype.bits > 8]
+        point = int(quant.zero_point)
+        return scale, self.graph.shared(f"{stem}{point}", np.asarray(point, kind))
 
 
 def _write_bias(
@@ -208,14 +261,18 @@ def _assembled(model: Model, proto: onnx.ModelProto, graph: GraphWriter) -> onnx
     """The model of what was written, with the source's signature; unused constants left out."""
     reads = {name for node in graph.nodes for name in node_inputs(node)}
     reads |= set(model.outputs)
+    # What is moved on integers leaves the values in front of it unread.
+    nodes = [
+        n for n in graph.nodes if n.op_type != "DequantizeLinear" or not reads.isdisjoint(n.output)
+    ]
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in reads]
     if model.stored_type != onnx.TensorProto.FLOAT:
         kept, casts = _narrowed(kept, graph, model.stored_type)
-        graph.nodes[:0] = casts
+        nodes[:0] = casts
     inputs, outputs = model.signature
     result = onnx.helper.make_model(
         onnx.helper.make_graph(
-            graph.nodes,
+            nodes,
             proto.graph.name or "graph",
             inputs,
             outputs,

@@ -66,6 +66,8 @@ def _data_bits(
     if node is None or node.op_type != "DequantizeLinear":
         return None
     levels = producer.get(node.input[0])
+    while levels is not None and levels.op_type not in ("Clip", "QuantizeLinear"):
+        levels = producer.get(levels.input[0])  # what only moves them
     if levels is not None and levels.op_type == "Clip" and levels.input[2] in constants:
         return int(_integers(constants[levels.input[2]]).max()).bit_length()
     zero = constants.get(node.input[2]) if len(node.input) > 2 else None

@@ -12,7 +12,10 @@ folds at load (measured on 1.32), so that QLinearConv and QGemm see an INT8 init
 The offset is INT8 as well, one of each channel, cast to INT32 for the subtraction.
 
 In front of a layer whose data is float, Cast FLOAT -> Mul scale takes the place of
-DequantizeLinear: it folds as well, and the layer runs at the speed of the float model.
+DequantizeLinear: it folds as well, and the layer runs at the speed of the float model. A MatMul or
+Gemm whose weight of 3 or 4 bits is on an affine or signed grid reads, where the target says so, the
+packed tensor through DequantizeLinear alone: onnxruntime makes a MatMulNBits of both, which
+multiplies it as it is. (It does not of a weight [N, K]: such a one is turned.)
 
 For other runtimes the integers stand as INT8 ("int8"), or packed but not decoded ("plain"), each
 with zero point 0 in front of a DequantizeLinear.
@@ -24,7 +27,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxbrecq import affine
-from onnxbrecq.emit.targets import Target
+from onnxbrecq.emit.targets import PACKED_BITS, PRODUCTS, Target
 from onnxbrecq.emit.writer import GraphWriter
 from onnxbrecq.plan import QuantPlan, TensorQuant
 
@@ -48,6 +51,38 @@ def opset_needed(plan: QuantPlan, target: Target, opset: int) -> int:
     if target.storage == "int8":
         widths = []
     return max([opset, *(_PACKED_SINCE[width] for width in widths), _WIDE_SINCE if wide else 0])
+
+
+def stays_packed(quant: TensorQuant, target: Target, op: str, *, integer_data: bool) -> bool:
+    """Whether the layer multiplies the packed weight [K, N] itself."""
+    offsets = affine.offsets(quant.qtype, quant.zero_point)
+    return (
+        target.packed_products
+        and not integer_data
+        and op in PRODUCTS
+        and quant.qtype.bits in PACKED_BITS
+        and quant.qtype.grid != "half"
+        and 0 <= offsets.min() <= offsets.max() <= 15
+    )
+
+
+def write_packed(graph: GraphWriter, quant: TensorQuant, *, turned: bool) -> str:
+    """Writes the packed weight and its DequantizeLinear; returns the name of what that makes.
+
+    Args:
+        graph: what is written to.
+        quant: the decision of a weight that `stays_packed`.
+        turned: it is [N, K], and written as [K, N].
+    """
+    assert quant.levels is not None
+    offsets = affine.offsets(quant.qtype, quant.zero_point)
+    inputs = [
+        graph.constant("w", (quant.levels.T if turned else quant.levels).astype(ml_dtypes.uint4)),
+        graph.constant("s", quant.scale),
+        graph.constant("z", offsets.astype(ml_dtypes.uint4)),
+    ]
+    axis = {} if quant.axis is None else {"axis": 1}
+    return graph.node("DequantizeLinear", inputs, graph.name("w"), **axis)
 
 
 def write_weight(

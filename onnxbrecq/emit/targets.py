@@ -33,6 +33,10 @@ class Target:
         unsigned: weights of 8 bits are stored as UINT8 with zero point 128.
         opset: the newest default-domain version the target reads.
         narrowest: bits of the smallest packed type it reads.
+        moved: operators that only move values and are written on the integers, in front of the
+            DequantizeLinear, because its runtime does not take them there.
+        packed_products: 3 and 4-bit weights of a MatMul or Gemm with float data stay packed in
+            memory as well.
         lowered: written at the oldest opset, from 13 on, that has all the model's operators.
     """
 
@@ -47,19 +51,30 @@ class Target:
     unsigned: bool
     opset: int
     narrowest: int = 2
+    moved: tuple[str, ...] = ()
+    packed_products: bool = False
     lowered: bool = False
 
-    def weight_grid(self, bits: int) -> Grid:
-        """The grid that calibration gives weights of so many bits."""
-        return "signed" if bits == 8 else self.weight_grids[0]
+    def weight_grid(self, bits: int, op: str, *, integer_data: bool) -> Grid:
+        """The grid that calibration gives the weight of so many bits of an operator."""
+        if bits == 8:
+            return "signed"
+        packed = self.packed_products and bits in PACKED_BITS and op in PRODUCTS
+        return "affine" if packed and not integer_data else self.weight_grids[0]
 
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
+PRODUCTS = ("Gemm", "MatMul")
+# onnxruntime 1.32 makes a MatMulNBits of them, as fast as float for many rows and three times as
+# fast for one (1024 x 1024, AVX2). At 8 bits many rows take 1.3 to 1.6 times as long; 2 bits would
+# lose the half-step grid.
+PACKED_BITS = (3, 4)
 _ALL_GRIDS: tuple[Grid, ...] = ("half", "signed", "affine")
 
 # onnxruntime 1.32 reads opset 28 (`onnxbrecq doctor` tells of the one at hand), and INT2 from 1.24
 # on; decoding at load is its constant folding, and fewer than 8 bits of an activation are a Clip on
 # its UINT8 tensor: tests/emit/test_emit.py looks at the kernels. INT8 activations it takes as well.
+# Other operators that move values it frees of the pairs around them (tests/emit/test_placement.py).
 ORT_CPU = Target(
     "ort-cpu",
     computes="onnxruntime's integer kernels on the CPU take 8-bit activations, cut to fewer",
@@ -71,6 +86,8 @@ ORT_CPU = Target(
     storage="decoded",
     unsigned=False,
     opset=28,
+    moved=("DepthToSpace", "Pad", "SpaceToDepth"),
+    packed_products=True,
 )
 
 # Without VNNI, x86 kernels for signed weights add two products in 16 bits, where 2 * 255 * 127 does
@@ -87,6 +104,8 @@ ORT_CPU_AVX2 = Target(
     storage="decoded",
     unsigned=True,
     opset=28,
+    moved=ORT_CPU.moved,
+    packed_products=True,
 )
 
 # OpenVINO's ONNX frontend turns QuantizeLinear (u8, i8, wider; any zero point) into FakeQuantize,
@@ -204,6 +223,8 @@ def run_here(target: Target, *, saturates: bool) -> Target:
         unsigned=exact.unsigned,
         opset=exact.opset,
         narrowest=exact.narrowest,
+        moved=exact.moved,
+        packed_products=exact.packed_products,
         lowered=False,
     )
 

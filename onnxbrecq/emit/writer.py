@@ -1,5 +1,6 @@
 """A graph under construction: nodes in order, initializers, and short unique names."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ class GraphWriter:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
     _serial: dict[str, int] = field(default_factory=dict)
+    _known: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
 
     def name(self, stem: str) -> str:
         """A name nobody has: `stem` and a number."""
@@ -28,10 +30,14 @@ class GraphWriter:
         return f"{stem}{serial}"
 
     def constant(self, stem: str, array: NDArray[np.generic]) -> str:
-        """The name of a new initializer with the value `array`."""
-        tensor = numpy_helper.from_array(array, self.name(stem))
-        self.initializers[tensor.name] = tensor
-        return str(tensor.name)
+        """The name of an initializer with the value `array`; equal ones are stored once."""
+        content = hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).digest()
+        key = str(array.dtype), array.shape, content
+        if key not in self._known:
+            tensor = numpy_helper.from_array(array, self.name(stem))
+            self.initializers[tensor.name] = tensor
+            self._known[key] = tensor.name
+        return self._known[key]
 
     def shared(self, name: str, array: NDArray[np.generic]) -> str:
         """The name of a constant that many nodes read; `name` stands for its value."""

@@ -17,7 +17,7 @@ import dataclasses
 import onnx
 
 from onnxbrecq.graph.model import Model
-from onnxbrecq.graph.points import INTEGER_OPERATORS, find_points
+from onnxbrecq.graph.points import INTEGER_OPERATORS, find_points, is_product
 
 
 def fork(model: Model, activations: int | None) -> Model:
@@ -55,7 +55,7 @@ def _shared(model: Model) -> dict[str, str]:
         found.points[name].group
         for node in model.nodes
         for name in node.input
-        if node.op_type in INTEGER_OPERATORS and name in found.points
+        if name in found.points and (node.op_type in INTEGER_OPERATORS or is_product(model, node))
     }
     return {
         name: layer.data

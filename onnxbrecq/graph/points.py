@@ -1,9 +1,10 @@
 """Quantization points: which tensors carry a quantizer, so that kernels fuse to integers.
 
-Four kinds of operators decide:
+Five kinds of operators decide:
 
 - *layers* (Conv, Gemm, MatMul with a constant): the weight and the data input are quantized. A
   Conv needs a quantized output as well, or ONNX Runtime runs it in float; Gemm and MatMul do not.
+- *products* (MatMul of two activations, in attention): both are quantized; the output need not be.
 - *integer operators* (Add, Mul, pooling averages, Concat, ...): run on integers when all inputs
   and the output are quantized; taken only where they stand between quantized tensors.
 - *carriers* (MaxPool, Reshape, Transpose, ...): move values; output and input share one quantizer.
@@ -29,8 +30,9 @@ INTEGER_OPERATORS = frozenset(
     {"Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Sigmoid", "LeakyRelu"}
 )
 CARRIERS = frozenset(
-    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad"}
-)
+    {"DepthToSpace", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Resize", "Slice",
+     "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)  # fmt: skip
 _FLOAT = onnx.TensorProto.FLOAT
 
 
@@ -148,6 +150,12 @@ def carried(model: Model, node: onnx.NodeProto) -> bool:
     """Whether the node only moves values of its first input (or adds zeros, always a level)."""
     if node.domain not in STANDARD_DOMAINS or node.op_type not in CARRIERS:
         return False
+    if node.input[0] in model.initializers:  # a table that is looked up in
+        return False
+    if node.op_type == "Resize":
+        # Outside the image, where only this mode looks, stands a value of its own.
+        mode = attribute(node, "coordinate_transformation_mode", b"half_pixel")
+        return attribute(node, "mode", b"nearest") == b"nearest" and mode != b"tf_crop_and_resize"
     if node.op_type != "Pad":
         return True
     filling = model.initializers.get(node.input[2]) if len(node.input) > 2 else None
@@ -160,12 +168,25 @@ def carried(model: Model, node: onnx.NodeProto) -> bool:
     )
 
 
+def is_product(model: Model, node: onnx.NodeProto) -> bool:
+    """Whether the node multiplies two activations, which integer kernels can."""
+    return (
+        node.op_type == "MatMul"
+        and node.domain in STANDARD_DOMAINS
+        and not any(name in model.initializers for name in node.input)
+        and all(model.dtypes.get(name) == _FLOAT for name in node.input)
+        and not _dequantized(model, node)
+    )
+
+
 def _layers(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
     """The layers by node name, and the reason of each one refused."""
     found: dict[str, tuple[str, str, str | None, int]] = {}
     refused: dict[str, str] = {}
     for node in model.nodes:
         if node.domain in STANDARD_DOMAINS and node.op_type in (*LAYERS, "ConvTranspose"):
+            if is_product(model, node):
+                continue
             reason = _refusal(model, node)
             if reason:
                 refused[node.name] = reason
@@ -247,6 +268,7 @@ def _quantized_activations(model: Model, layers: Mapping[str, Layer]) -> tuple[s
         if model_node.name in layers and model_node.op_type == "Conv"
     }
     marked |= outputs
+    marked |= {name for node in model.nodes if is_product(model, node) for name in node.input}
     while True:
         grown = set(marked)
         for node in reversed(model.nodes):
@@ -312,16 +334,27 @@ def _float_nodes(
     for node in model.nodes:
         if node.name in layers or activation_bounds(model, node.output[0])[0]:
             continue
+        if is_product(model, node) and set(node.input) <= marked:
+            continue
         if node.name in refused:
             reason = refused[node.name]
         elif node.domain not in STANDARD_DOMAINS:
             reason = f"operator of the custom domain {node.domain!r}"
         elif not any(model.dtypes.get(name) == _FLOAT for name in node.output):
             continue  # shape arithmetic: nothing to quantize
-        elif node.op_type in INTEGER_OPERATORS | CARRIERS:
-            if node.output[0] in marked or _behind(model, node.output[0]) in marked:
+        elif carried(model, node):
+            if not marked.isdisjoint(node.output):
                 continue
             reason = "no quantized operator reads its output"
+        elif node.op_type in INTEGER_OPERATORS:
+            if _integer_operator(model, node, marked):
+                continue
+            constant = any(name in model.initializers for name in node.input)
+            reason = (
+                "one operand is a constant"
+                if constant
+                else ("no quantized operator reads its output")
+            )
         else:
             reason = "no integer kernel used for this operator"
         found.append(FloatNode(node.name, node.op_type, reason))

@@ -75,8 +75,49 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
+class ExecutedKernel:
+    """A node of the executed graph in onnxruntime's profile.
+
+    Attributes:
+        name: as onnxruntime calls it.
+        op: its kernel.
+        provider: who ran it.
+        arithmetic: what it computes with: integer, float, conversion (it quantizes or dequantizes)
+            or other (shapes, indices).
+        ms: median time of a run, at batch 1 with one thread.
+        share: of the time of all nodes, from 0 to 1.
+    """
+
+    name: str
+    op: str
+    provider: str
+    arithmetic: str
+    ms: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median latency of a run against the float model's, run in turn with it.
+
+    `interval_95` bounds the speedup, which is the median over the pairs of runs; None where there
+    were too few.
+    """
+
+    threads: int
+    batch: int
+    latency_ms: float
+    float_latency_ms: float
+    speedup: float
+    interval_95: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Execution:
-    """What one execution provider made of the quantized model; latencies at batch 1."""
+    """What one execution provider made of the quantized model.
+
+    `latency_ms` and those beside it are at batch 1 with one thread, the first of `latencies`.
+    """
 
     provider: str
     loads: bool
@@ -85,6 +126,8 @@ class Execution:
     latency_ms: float | None
     float_latency_ms: float | None
     speedup: float | None
+    latencies: tuple[Latency, ...] = ()
+    nodes: tuple[ExecutedKernel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,17 +165,40 @@ class NodeParity:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """Where and how far two sessions part that were fed the same samples; differences add up.
+
+    Attributes:
+        samples: how many went through.
+        nodes: how many nodes with integer outputs were compared.
+        first: the first one that differs; None: none does.
+        last: the last one compared.
+        steps: of the last one, difference in steps → share of its elements.
+    """
+
+    samples: int
+    nodes: int
+    first: NodeSteps | None
+    last: NodeSteps | None
+    steps: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Parity:
     """Optimised session against unoptimised, at the output, in steps of its quantizer.
 
-    `max_steps` and `mismatched_fraction` are None where the output is not quantized. `nodes` holds
-    the optimised session against integer arithmetic, node by node; None where that was not done.
+    `max_steps`, `mismatched_fraction` and `steps` (difference in steps → share of the elements) are
+    None where the output is not quantized. `nodes` holds the optimised session against integer
+    arithmetic, node by node, and `divergence` the two sessions node after node; None where that
+    was not done.
     """
 
     max_steps: int | None
     mismatched_fraction: float | None
     agreement: float | None
     nodes: NodeParity | None = None
+    divergence: Divergence | None = None
+    steps: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

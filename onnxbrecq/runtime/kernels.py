@@ -10,7 +10,7 @@ found under none of these counts as float: integer execution is proven or not cl
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +75,14 @@ def integer_kernels(
     wanted = set(names)
     operators: dict[str, set[str]] = {}
     for node in nodes:
-        # A name of the model may itself end like something appended: the whole name comes first.
-        name = node.name if node.name in wanted else _APPENDED.sub("", node.name)
-        operators.setdefault(name, set()).add(node.op)
+        operators.setdefault(written_name(node.name, wanted), set()).add(node.op)
     return {name: _integer(operators.get(name, set())) for name in names}
+
+
+def written_name(executed_name: str, names: Collection[str]) -> str:
+    """The name that an executed node had in the model that was loaded, whose `names` these are."""
+    # A name of the model may itself end like something appended: the whole name comes first.
+    return executed_name if executed_name in names else _APPENDED.sub("", executed_name)
 
 
 def _integer(operators: set[str]) -> str | None:

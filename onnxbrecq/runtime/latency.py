@@ -1,5 +1,6 @@
 """Latency of two sessions measured in turn, so that what disturbs the machine disturbs both."""
 
+import math
 from collections.abc import Callable
 from time import perf_counter
 from typing import NamedTuple
@@ -13,11 +14,15 @@ _WARM_UP = 3  # the first runs allocate memory and pack weights
 
 
 class PairedLatency(NamedTuple):
-    """Median milliseconds of each session, and the median of b / a over the pairs of runs."""
+    """Median milliseconds of each session, and the median of b / a over the pairs of runs.
+
+    `interval` holds that median with a probability of at least 95 %; None for fewer than 6 pairs.
+    """
 
     ms_a: float
     ms_b: float
     ratio: float
+    interval: tuple[float, float] | None
 
 
 def paired_latency(
@@ -48,7 +53,28 @@ def paired_latency(
             break
     pairs = np.array(times) * 1e3  # [rounds, 2]
     ms_a, ms_b = np.median(pairs, axis=0)
-    return PairedLatency(float(ms_a), float(ms_b), float(np.median(pairs[:, 1] / pairs[:, 0])))
+    ratios = np.sort(pairs[:, 1] / pairs[:, 0])
+    return PairedLatency(
+        float(ms_a), float(ms_b), float(np.median(ratios)), median_interval(ratios.tolist())
+    )
+
+
+def median_interval(ordered: list[float]) -> tuple[float, float] | None:
+    """The order statistics between which the median lies with a probability of at least 95 %.
+
+    Each independent value lies below the median with probability 1/2, whatever the distribution:
+    of n, fewer than k do with P(Bin(n, 1/2) < k). The largest k with at most 2.5 % counts from both
+    ends; there is none below n = 6.
+
+    Args:
+        ordered: values, ascending.
+    """
+    count, below = len(ordered), 0.0
+    for k in range(count + 1):
+        below += math.comb(count, k) / 2**count
+        if below > 0.025:
+            return None if k == 0 else (ordered[k - 1], ordered[count - k])
+    return None
 
 
 def _timed(run: Callable[[Feed], object], feed: Feed) -> float:

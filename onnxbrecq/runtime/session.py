@@ -73,6 +73,7 @@ class Session:
         *,
         optimize: bool = True,
         threads: int | None = None,
+        options: ort.SessionOptions | None = None,
     ) -> None:
         """Opens `model`.
 
@@ -80,11 +81,12 @@ class Session:
             model: a model in memory, or its file (which may have external data).
             optimize: False switches every graph optimisation off, so that nodes run as written.
             threads: of one operator; None: all cores.
+            options: those of `session_options`, changed; None: as they are, for `threads`.
 
         Raises:
             ModelError: onnxruntime cannot read the model, or has no kernel for an operator.
         """
-        options = session_options(threads)
+        options = options or session_options(threads)
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._ort = open_session(model, options)
@@ -110,6 +112,10 @@ class Session:
         except ORT_ERRORS as error:
             raise ModelError(f"onnxruntime cannot run the model: {explained(error)}") from error
         return dict(zip(self.outputs, map(_array, values), strict=True))
+
+    def end_profiling(self) -> str:
+        """The path of the profile that the session wrote, now complete."""
+        return str(self._ort.end_profiling())
 
 
 def run_batches(

@@ -5,6 +5,7 @@ these differences add up over depth. They are counted at the outputs that a Dequ
 produces, in steps of its quantizer; where there is none, only the top-1 class can be compared.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +51,28 @@ def parity(
     scales = output_scales(onnx.load(quantized))
     some = data.head(whole(SAMPLES, batch_size))
     runs = paired_runs(plain, optimized, some, batch_size, progress=progress, stage="parity")
-    counts, predictions, first = [], [], plain.outputs[0]
+    counts, predictions, first = Counter[int](), [], plain.outputs[0]
     for expected, actual in runs:
-        counts += [_count(expected[name], actual[name], scale) for name, scale in scales.items()]
+        for name, scale in scales.items():
+            counts += _steps(expected[name], actual[name], scale)
         predictions.append(top1_predictions(expected[first], actual[first]))
-    most, differing, total = np.array(counts, np.int64).reshape(-1, 3).T  # [outputs * batches]
     return Parity(
-        max_steps=int(most.max()) if counts else None,
-        mismatched_fraction=float(differing.sum() / total.sum()) if counts else None,
+        max_steps=max(counts) if counts else None,
+        mismatched_fraction=1 - counts[0] / counts.total() if counts else None,
         agreement=agreement(joined(predictions)),
+        steps=shares(counts) if counts else None,
     )
+
+
+def tally(steps: NDArray[np.int64]) -> Counter[int]:
+    """Difference in steps → number of elements."""
+    values, numbers = np.unique(steps, return_counts=True)
+    return Counter(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+
+
+def shares(counts: Counter[int]) -> dict[str, float]:
+    """Steps → share of the elements, from the nearest to the farthest."""
+    return {str(steps): counts[steps] / counts.total() for steps in sorted(counts)}
 
 
 def output_scales(model: onnx.ModelProto) -> dict[str, Array]:
@@ -86,7 +99,9 @@ def _broadcast(scale: Array, node: onnx.NodeProto, rank: int) -> Array:
     return scale.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
 
 
-def _count(expected: Array, actual: Array, scale: Array) -> tuple[int, int, int]:
-    """The largest difference in steps, the number of differing values, and of all values."""
-    steps = np.rint(np.abs(np.subtract(actual, expected)) / scale)
-    return int(steps.max(initial=0)), int(np.count_nonzero(steps)), steps.size
+def _steps(expected: Array, actual: Array, scale: Array) -> Counter[int]:
+    """Difference in steps → number of elements."""
+    steps = np.rint(np.abs(np.subtract(actual, expected)) / scale).astype(np.int64)
+    return Counter(
+        dict(zip(*(x.tolist() for x in np.unique(steps, return_counts=True)), strict=True))
+    )

@@ -1,19 +1,32 @@
 """Everything that is measured on a quantized model beside its float reference."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.dataset import Dataset, Feed
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.layers import weight_layers
 from onnxbrecq.graph.model import Model
 from onnxbrecq.progress import Progress, silent
-from onnxbrecq.report.result import Accuracy, Execution, Fidelity, Gate, NodeParity, Parity
+from onnxbrecq.report.result import (
+    Accuracy,
+    Divergence,
+    ExecutedKernel,
+    Execution,
+    Fidelity,
+    Gate,
+    Latency,
+    NodeParity,
+    Parity,
+)
 from onnxbrecq.runtime.kernels import executed
 from onnxbrecq.runtime.latency import paired_latency
+from onnxbrecq.runtime.profile import profile
 from onnxbrecq.runtime.session import PROVIDER, Session
 from onnxbrecq.validation.accuracy import top1_accuracy
 from onnxbrecq.validation.coverage import coverage
+from onnxbrecq.validation.divergence import divergence
 from onnxbrecq.validation.fidelity import Comparison, compare, fidelity
 from onnxbrecq.validation.gate import joined, judge, judge_execution
 from onnxbrecq.validation.node_parity import node_parity
@@ -21,6 +34,7 @@ from onnxbrecq.validation.parity import parity
 
 _BATCH = 8  # as fast as more, in less memory
 _REFERENCE_SAMPLES = 8  # that go through integer arithmetic,
+_COSTLY = 3  # nodes named where a model is slower than float
 _REFERENCE_MACS = 10**10  # at some 10**9 multiply-accumulates a second
 
 
@@ -56,7 +70,7 @@ def validate(
         labelled: evaluation data; accuracy needs its labels.
         max_drop: the gate, in points; None: no gate.
         min_integer: the gate, as a share of the multiply-accumulates in integer kernels.
-        threads: of onnxruntime; latency is always measured with one.
+        threads: of onnxruntime; latency is measured with one and with as many.
         progress: told of each batch.
 
     Raises:
@@ -72,15 +86,15 @@ def validate(
     accuracy = _accuracy(data, comparison) if labelled is not None else None
     nearness = fidelity(comparison)
     plain = parity(quantized, optimized, data, batch, threads=threads, progress=progress)
-    execution = _execution(quantized, reference, data)
-    nodes, untraced = _nodes(quantized, reference, data, threads, progress)
+    execution = _execution(quantized, reference, data, threads or os.cpu_count() or 1)
+    nodes, parting, untraced = _traced(quantized, reference, data, threads, progress)
     return Validation(
         accuracy=accuracy,
         fidelity=nearness,
         execution=(execution,),
-        parity=replace(plain, nodes=nodes),
+        parity=replace(plain, nodes=nodes, divergence=parting),
         gate=joined(judge(max_drop, accuracy, nearness), judge_execution(min_integer, execution)),
-        notes=(*_notes(comparison, labelled), *untraced),
+        notes=(*_notes(comparison, labelled), *untraced, *_slow(execution)),
     )
 
 
@@ -104,41 +118,87 @@ def _accuracy(data: Dataset, comparison: Comparison) -> Accuracy | None:
     return top1_accuracy(data.labels, found.reference, found.quantized, found.classes)
 
 
-def _execution(quantized: Path, reference: Model, data: Dataset) -> Execution:
+def _execution(quantized: Path, reference: Model, data: Dataset, threads: int) -> Execution:
     """What the CPU provider makes of the model; latency against the float file as it came."""
     covered = coverage(reference, executed(quantized))
-    source = reference.path if reference.path and reference.path.exists() else reference.proto
-    latency = paired_latency(
-        Session(quantized, threads=1),
-        Session(source, threads=1),
-        data.part(slice(reference.file_batch or 1)),
+    one = reference.file_batch or 1
+    many = (one,) if reference.file_batch else tuple(sorted({one, min(_BATCH, len(data))}))
+    latencies = tuple(
+        _latency(quantized, reference, data.part(slice(batch)), batch, used)
+        for used in sorted({1, threads})
+        for batch in many
     )
     return Execution(
         provider=PROVIDER,
         loads=True,  # one that does not load ended in a ModelError before
         integer_macs_fraction=covered.integer_macs_fraction,
         float_nodes=covered.float_nodes,
-        latency_ms=latency.ms_a,
-        float_latency_ms=latency.ms_b,
-        speedup=latency.ratio,
+        latency_ms=latencies[0].latency_ms,
+        float_latency_ms=latencies[0].float_latency_ms,
+        speedup=latencies[0].speedup,
+        latencies=latencies,
+        nodes=_profiled(quantized, data.part(slice(one))),
     )
 
 
-def _nodes(
+def _profiled(quantized: Path, feed: Feed) -> tuple[ExecutedKernel, ...]:
+    found = profile(quantized, feed, threads=1)
+    total = sum(node.ms for node in found)
+    return tuple(ExecutedKernel(*node, share=node.ms / total if total else 0.0) for node in found)
+
+
+def _latency(quantized: Path, reference: Model, feed: Feed, batch: int, threads: int) -> Latency:
+    """One row of `latencies`; that of one sample and one thread, which scripts read, longer."""
+    source = reference.path if reference.path and reference.path.exists() else reference.proto
+    found = paired_latency(
+        Session(quantized, threads=threads),
+        Session(source, threads=threads),
+        feed,
+        seconds=4.0 if batch == threads == 1 else 2.0,
+    )
+    return Latency(threads, batch, found.ms_a, found.ms_b, found.ratio, found.interval)
+
+
+def _slow(execution: Execution) -> tuple[str, ...]:
+    """A line where the model is slower than float, for sure, and which nodes cost most."""
+    slower = [
+        latency
+        for latency in execution.latencies
+        if latency.interval_95 is not None and latency.interval_95[1] < 1
+    ]
+    if not slower:
+        return ()
+    worst = min(slower, key=lambda latency: latency.speedup)
+    costliest = sorted(execution.nodes, key=lambda node: -node.ms)[:_COSTLY]
+    named = ", ".join(_named(node) for node in costliest)
+    return (
+        f"slower than the float model: {worst.speedup:.2f}x as fast at batch {worst.batch} with "
+        f"{worst.threads} threads; most of the time of a sample goes to {named}",
+    )
+
+
+def _named(node: ExecutedKernel) -> str:
+    return f"{node.name} ({node.op}, {node.arithmetic}, {100 * node.share:.0f} %)"
+
+
+def _traced(
     quantized: Path, reference: Model, data: Dataset, threads: int | None, progress: Progress
-) -> tuple[NodeParity | None, tuple[str, ...]]:
-    """Parity node by node on a few samples, or None and why not."""
+) -> tuple[NodeParity | None, Divergence | None, tuple[str, ...]]:
+    """Parity node by node and where sessions part, on a few samples; or None and why not."""
     work = max(1, sum(layer.macs for layer in weight_layers(reference)))
     batch = reference.file_batch or 1
     count = min(_REFERENCE_SAMPLES, _REFERENCE_MACS // work) // batch * batch
     if count == 0:
-        return None, ("not compared node by node with integer arithmetic: it would take too long",)
+        return None, None, ("not compared node by node: it would take too long",)
+    some = data.head(count)
     try:
-        return node_parity(
-            quantized, data.head(count), batch, threads=threads, progress=progress
-        ), ()
+        return (
+            node_parity(quantized, some, batch, threads=threads, progress=progress),
+            divergence(quantized, some, batch, threads=threads, progress=progress),
+            (),
+        )
     except ModelError as error:
-        return None, (f"not compared node by node with integer arithmetic: {error}",)
+        return None, None, (f"not compared node by node: {error}",)
 
 
 def _notes(comparison: Comparison, labelled: Dataset | None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What OpenVINO itself makes of files for target openvino; skipped where it is not installed.
 
-It is no dependency: `pip install openvino` beside the package makes these tests run.
+It is no dependency; CONTRIBUTING.md has the command that installs it in a folder of its own and
+runs these tests, and `.ci/run` does so.
 """
 
 from pathlib import Path

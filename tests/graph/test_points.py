@@ -17,6 +17,7 @@ def _model(body: str, weights: dict[str, tuple[int, ...]], domains: str = "") ->
     graph (float[N, 4, 6, 6] x) => (y) {{
         low = Constant <value = float {{0}}> ()
         high = Constant <value = float {{6}}> ()
+        twice = Constant <value = float[4] {{1, 1, 2, 2}}> ()
         {body} }}"""
     proto = onnx.parser.parse_model(text)
     random = np.random.default_rng(0)
@@ -65,6 +66,14 @@ def test_carriers_share_the_quantizer_of_their_input() -> None:
     assert points["a"].layers == points["c"].layers != ()
 
 
+def test_a_product_of_two_activations_is_quantized_and_its_output_is_not() -> None:
+    body = """a = Conv (x, w0) b = Transpose <perm = [0, 1, 3, 2]> (a) c = MatMul (a, b)
+        y = Softmax (c)"""
+    points = find_points(_model(body, _W))
+    assert points.points.keys() == {"x", "w0", "a", "b"}
+    assert not [node for node in points.float_nodes if node.op == "MatMul"]
+
+
 def test_a_classifier_keeps_float_logits() -> None:
     body = "a = Conv (x, w0) b = GlobalAveragePool (a) c = Flatten (b) y = Gemm (c, v)"
     points = find_points(_model(body, {**_W, "v": (4, 3)}))
@@ -76,12 +85,13 @@ def test_a_classifier_keeps_float_logits() -> None:
     ("body", "op", "reason"),
     [
         ("a = Conv (x, w0) y = ConvTranspose (a, w1)", "ConvTranspose", "no integer"),
-        ("a = Conv (x, w0) b = Conv (x, w1) y = MatMul (a, b)", "MatMul", "activations"),
+        ("a = Conv (x, w0) b = Resize <mode = \"linear\"> (a, , twice) y = Conv (b, w1)",
+         "Resize", "no integer kernel"),
         ("a = Conv (x, w0) y = Softmax (a)", "Softmax", "no integer kernel"),
         ("a = Conv (x, w0) y = my.domain.Odd (a)", "Odd", "custom domain"),
     ],
-    ids=["transposed", "two-activations", "softmax", "custom"],
-)
+    ids=["transposed", "interpolated", "softmax", "custom"],
+)  # fmt: skip
 def test_what_stays_float_says_why(body: str, op: str, reason: str) -> None:
     found = find_points(_model(body, _W, ', "my.domain" : 1')).float_nodes
     assert [node for node in found if node.op == op and reason in node.reason]

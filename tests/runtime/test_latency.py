@@ -4,7 +4,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from onnxbrecq.runtime.latency import paired_latency
+from onnxbrecq.runtime.latency import median_interval, paired_latency
 from onnxbrecq.runtime.session import Session
 
 
@@ -48,3 +48,12 @@ def test_real_sessions_are_measured() -> None:
     latency = paired_latency(session, session, {"x": np.zeros((1, 8), np.float32)}, rounds=5)
     assert latency.ms_a > 0
     assert latency.ms_b > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "ranks"), [(5, None), (6, (1, 6)), (10, (2, 9)), (100, (40, 61))], ids=str
+)
+def test_interval_of_a_median(count: int, ranks: tuple[int, int] | None) -> None:
+    """The ranks of tables of the sign test (Conover, Practical Nonparametric Statistics, A3)."""
+    ordered = [float(rank) for rank in range(1, count + 1)]
+    assert median_interval(ordered) == ranks

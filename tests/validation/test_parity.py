@@ -17,6 +17,9 @@ def test_differences_are_counted_in_steps(
     found = parity(quantized, Session(shifted, threads=1), samples, 16, threads=1)
     assert found.max_steps in (2, 3)
     assert found.mismatched_fraction == 1.0
+    assert found.steps is not None
+    assert sum(found.steps.values()) == 1.0
+    assert found.steps["2"] > 0.9
     assert found.agreement == 100.0
 
 

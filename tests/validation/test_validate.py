@@ -9,7 +9,8 @@ from onnx import helper
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.model import Model
-from onnxbrecq.validation.validate import Validation, validate
+from onnxbrecq.report.result import ExecutedKernel, Execution, Latency
+from onnxbrecq.validation.validate import Validation, _slow, validate
 
 
 @pytest.fixture
@@ -52,6 +53,28 @@ def test_execution_is_measured(found: Validation) -> None:
     assert execution.float_latency_ms is not None
     assert execution.speedup is not None
     assert min(execution.latency_ms, execution.float_latency_ms, execution.speedup) > 0
+    assert [(latency.threads, latency.batch) for latency in execution.latencies] == [(1, 1), (1, 8)]
+    first = execution.latencies[0]
+    assert first.speedup == execution.speedup
+    assert first.interval_95 is not None
+    assert first.interval_95[0] <= first.speedup <= first.interval_95[1]
+    kernels = {node.op: node.arithmetic for node in execution.nodes}
+    assert kernels == {"QuantizeLinear": "conversion", "QGemm": "integer",
+                       "DequantizeLinear": "conversion"}  # fmt: skip
+    assert sum(node.share for node in execution.nodes) == pytest.approx(1)
+
+
+def test_a_slower_model_says_so_and_names_its_costliest_nodes() -> None:
+    def latency(batch: int, speedup: float, high: float) -> Latency:
+        return Latency(1, batch, 1.0, speedup, speedup, (0.5, high))
+
+    node = ExecutedKernel("conv", "QLinearConv", "CPUExecutionProvider", "integer", 2.0, 0.8)
+    unsure = Execution("CPUExecutionProvider", True, 1.0, (), 1.0, 1.0, 0.9,
+                       (latency(1, 0.9, 1.1),), (node,))  # fmt: skip
+    assert _slow(unsure) == ()
+    (line,) = _slow(replace(unsure, latencies=(latency(1, 0.9, 1.1), latency(8, 0.7, 0.8))))
+    assert "0.70x as fast at batch 8" in line
+    assert "conv (QLinearConv, integer, 80 %)" in line
 
 
 def test_parity_and_gate_are_there(found: Validation) -> None:
@@ -59,8 +82,10 @@ def test_parity_and_gate_are_there(found: Validation) -> None:
     assert found.parity.nodes is not None
     assert found.parity.nodes.samples == 8
     assert found.parity.nodes.max_steps <= 1
+    assert found.parity.divergence is not None
+    assert found.parity.divergence.samples == 8
     assert found.gate.met is True
-    assert found.notes == ()
+    assert not [note for note in found.notes if "slower" not in note]
 
 
 def test_without_labels_the_gate_judges_agreement(
