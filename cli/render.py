@@ -27,6 +27,7 @@ from .command import GATE_NOT_MET, say, shown
 
 if TYPE_CHECKING:
     from onnxbrecq import Result
+    from onnxbrecq.report.result import Latency
 
 Rows = Iterator[tuple[str, str]]
 Json = Mapping[str, Any]
@@ -284,23 +285,28 @@ def _execution_rows(found: "Result") -> Rows:
             yield (
                 "latency",
                 f"{execution.float_latency_ms:.3g} ms -> {execution.latency_ms:.3g} ms a sample, "
-                f"{execution.speedup:.2f}x as fast",
+                f"{execution.speedup:.2f}x as fast{_within(execution.latencies[:1])}",
             )
-        for latency in execution.latencies:
-            bounds = latency.interval_95
-            within = f" (95 %: {bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else ""
+        for latency in execution.latencies[1:]:
+            threads = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
             yield (
                 "",
-                f"batch {latency.batch}, {latency.threads} threads: {latency.float_latency_ms:.3g} "
-                f"ms -> {latency.latency_ms:.3g} ms, {latency.speedup:.2f}x as fast{within}",
+                f"batch {latency.batch}, {threads}: {latency.float_latency_ms:.3g} ms -> "
+                f"{latency.latency_ms:.3g} ms, {latency.speedup:.2f}x as fast{_within([latency])}",
             )
         longest = sorted(execution.nodes, key=lambda node: -node.ms)[:_MOST_NODES]
         for node in longest:
             yield (
-                "" if node is not longest[0] else "time",
+                "nodes" if node is longest[0] else "",
                 f"{100 * node.share:.1f} % {node.name}: {node.op}, {node.arithmetic}, "
                 f"{node.ms:.3g} ms",
             )
+
+
+def _within(latencies: Sequence["Latency"]) -> str:
+    """Where the speedup lies, as far as that is known."""
+    bounds = latencies[0].interval_95 if latencies else None
+    return f" (95 %: {bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else ""
 
 
 def _reconstructed(found: "Result") -> str:

@@ -182,7 +182,8 @@ class _Written:
         """Writes a node that only moves values on the integers, if both its ends have the same."""
         source, name = node.input[0], node.output[0]
         quant = self.plan.tensors.get(name)
-        if quant is None or quant != self.plan.tensors.get(source) or quant.qtype.bits > 8:
+        shared = quant is not None and quant == self.plan.tensors.get(source)
+        if quant is None or not shared or not carried(self.model, node) or quant.qtype.bits > 8:
             return False
         scale, zero = self._grid(quant)
         copy = onnx.NodeProto()

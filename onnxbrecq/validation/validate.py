@@ -171,9 +171,10 @@ def _slow(execution: Execution) -> tuple[str, ...]:
     worst = min(slower, key=lambda latency: latency.speedup)
     costliest = sorted(execution.nodes, key=lambda node: -node.ms)[:_COSTLY]
     named = ", ".join(_named(node) for node in costliest)
+    threads = f"{worst.threads} thread{'s' if worst.threads > 1 else ''}"
     return (
         f"slower than the float model: {worst.speedup:.2f}x as fast at batch {worst.batch} with "
-        f"{worst.threads} threads; most of the time of a sample goes to {named}",
+        f"{threads}; most of the time of a sample goes to {named}",
     )
 
 

@@ -13,10 +13,13 @@ from rich.console import Console
 from onnxbrecq.report.result import (
     Accuracy,
     BlockFacts,
+    Divergence,
+    ExecutedKernel,
     Execution,
     Fidelity,
     FileFacts,
     Gate,
+    Latency,
     LayerFacts,
     NodeParity,
     NodeSteps,
@@ -102,6 +105,32 @@ def test_every_figure_is_told(found: Result, capsys: pytest.CaptureFixture[str])
         "output": ["models/a.quant.onnx"],
         "note": ["block b1: an island: rounded to nearest", "the batch size is fixed"],
     }
+
+
+def test_latencies_costly_nodes_and_the_first_difference_are_told(
+    found: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [
+        ExecutedKernel(f"n{i}", "QLinearConv", "CPUExecutionProvider", "integer", i / 10, i / 10)
+        for i in range(5)
+    ]
+    latencies = (
+        Latency(1, 1, 2.0, 3.0, 1.5, (1.25, 1.75)),
+        Latency(2, 8, 8.0, 8.0, 1.0, None),
+    )
+    steps = NodeSteps("n3", "QLinearConv", 2, 0.01, 100)
+    full = replace(
+        found,
+        execution=(replace(found.execution[0], latencies=latencies, nodes=tuple(nodes)),),
+        parity=Parity(1, 0.01, 99.0, divergence=Divergence(4, 7, steps, steps, {"0": 0.99})),
+    )
+    text = delivered(full, capsys)[0]
+    assert "1.50x as fast (95 %: 1.25 to 1.75)\n" in text
+    assert "batch 8, 2 threads: 8 ms -> 8 ms, 1.00x as fast\n" in text
+    assert rows(text)["nodes"] == ["40.0 % n4: QLinearConv, integer, 0.4 ms"]
+    assert "n2" in text
+    assert "n1" not in text
+    assert "sessions part from n3 on" in text
 
 
 def test_what_was_not_measured_is_left_out(
