@@ -95,7 +95,10 @@ def test_a_reader_that_leaves_early_is_no_error(model: Path) -> None:
 
 def test_a_process_interrupted_at_work_exits_with_130(model: Path) -> None:
     """Through the operating system: the signal, not an exception put there by a test."""
+    endless = model.with_name("endless.toml")
+    endless.write_text("[reconstruction]\niterations = 1_000_000\n", encoding="utf-8")
     command = [sys.executable, "-m", "onnxbrecq_cli.main", "quantize", str(model)]
+    command += ["--recipe", str(endless)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert process.stderr is not None
     process.stderr.readline()  # the first stage is done
