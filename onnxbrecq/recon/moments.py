@@ -56,15 +56,19 @@ class Moments(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """The moments of all samples, and of each half of them; None: there is but one sample."""
+    """The moments of all samples, and of each half of them; None: there is but one sample.
+
+    `places` is the number of outputs that were looked at.
+    """
 
     whole: Moments
     halves: tuple[Moments, Moments] | None
+    places: int
 
     def about_zero(self) -> "Statistics":
         """All of them about zero."""
         halves = self.halves and (self.halves[0].about_zero(), self.halves[1].about_zero())
-        return Statistics(self.whole.about_zero(), halves)
+        return Statistics(self.whole.about_zero(), halves, self.places)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +139,10 @@ def gather(site: Site, batches: Iterable[Batch], generator: torch.Generator) -> 
     if not sums or not all(part.finite() for part in sums):
         return None
     if len(sums) == 1:
-        return Statistics(sums[0].moments(), None)
+        return Statistics(sums[0].moments(), None, sums[0].count)
     halves = sums[0].moments(), sums[1].moments()
-    return Statistics(sums[0].joined(sums[1]).moments(), halves)
+    whole = sums[0].joined(sums[1])
+    return Statistics(whole.moments(), halves, whole.count)
 
 
 class _Sums:
@@ -147,7 +152,7 @@ class _Sums:
         """Origins [G, 1, K] of x and [G, 1, O] of r."""
         self.origin = origin
         self._pieces = pieces
-        self._count = 0
+        self.count = 0
         self._totals: tuple[Tensor, ...] = (torch.zeros(()),) * 4
 
     def add(self, x: Tensor, r: Tensor) -> None:
@@ -156,12 +161,12 @@ class _Sums:
         parts = split(x, self._pieces)
         found = parts.mT @ parts, r.mT @ x, parts.sum(1), r.sum(1)
         self._totals = tuple(a + b for a, b in zip(self._totals, found, strict=True))
-        self._count += x.shape[1]
+        self.count += x.shape[1]
 
     def joined(self, other: "_Sums") -> "_Sums":
         """The sums of both, which have the same origin."""
         both = _Sums(self.origin, self._pieces)
-        both._count = self._count + other._count
+        both.count = self.count + other.count
         both._totals = tuple(a + b for a, b in zip(self._totals, other._totals, strict=True))
         return both
 
@@ -171,7 +176,7 @@ class _Sums:
 
     def moments(self) -> Moments:
         """About the means, which count from zero again."""
-        gram, cross, read, missed = (total.cpu() / self._count for total in self._totals)
+        gram, cross, read, missed = (total.cpu() / self.count for total in self._totals)
         x, r = (origin.cpu() for origin in self.origin)
         return Moments(
             gram - read[:, :, None] * read[:, None, :],

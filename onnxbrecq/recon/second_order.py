@@ -43,6 +43,7 @@ _DAMPING = 0.2  # of the mean of H's diagonal, added to it
 # Where x does not vary, H holds nothing but rounding errors; that much is added too:
 _PRECISION, _TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
 _DAMPINGS = (0.02, 0.1, 0.5)  # tried for the step from W to W'
+_UNKNOWNS = 4  # values of x for each output that is known, at most: more cannot be fitted
 _FINE = 8  # bits of a grid that is as good as any other; below are tried
 _FACTORS, _SHIFTS = (1.0, 0.8, 0.6, 1.2), (0, -1, 1)  # of its scale, and half steps of its zero
 _LONG = 2048  # values of x, from which on 8-bit weights are rounded to nearest: more gains nothing
@@ -189,10 +190,12 @@ def _aim(weight: Tensor, found: Statistics) -> Tensor:
     """W' [G, O, K] of a weight [G, O, K].
 
     The step that fits one half of the samples is taken as far as it serves the other, with the
-    damping that serves best; W where none does, or where x is cut into pieces, each of which would
-    make up for all others.
+    damping that serves best; W where none does, where few outputs are known for the values that
+    each reads, or where x is cut into pieces, each of which would make up for all others.
     """
     if found.halves is None or len(found.whole.gram) > len(weight):
+        return weight
+    if _UNKNOWNS * found.places < weight.shape[2]:
         return weight
     fitted, held = found.halves
     best = (0.0, 0.0, 0.0)  # gain, share of the step, damping
