@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,21 @@ def test_a_process_interrupted_at_work_exits_with_130(model: Path) -> None:
     endless.write_text("[reconstruction]\niterations = 1_000_000\n", encoding="utf-8")
     command = [sys.executable, "-m", "onnxbrecq_cli.main", "quantize", str(model)]
     command += ["--recipe", str(endless)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert process.stderr is not None
-    process.stderr.readline()  # the first stage is done
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    # What a shell runs in the background ignores the signal, and so would what it starts.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=listening,  # noqa: PLW1509 -- nothing here has started a thread that holds a lock
+    ) as process:
+        assert process.stderr is not None
+        process.stderr.readline()  # the first stage is done
+        process.send_signal(signal.SIGINT)
+        try:
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert err.splitlines()[-1] == b"onnxbrecq: interrupted"
     assert not model.with_name("net.quant.onnx").exists()
