@@ -9,14 +9,13 @@ found under none of these counts as float: integer execution is proven or not cl
 """
 
 import re
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from onnxbrecq.runtime.session import open_session, session_options
+from onnxbrecq.runtime.trace import optimized
 
 INTEGER_KERNELS = frozenset(
     {
@@ -50,16 +49,7 @@ def executed(model: onnx.ModelProto | Path, threads: int | None = None) -> tuple
     Raises:
         ModelError: onnxruntime cannot load the model.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
-        options = session_options(threads)
-        options.optimized_model_filepath = str(path)
-        # Weights go to a file of their own, which is not read: no 2 GiB limit.
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "weights.bin"
-        )
-        open_session(model, options)
-        graph = onnx.load(path, load_external_data=False).graph
+    graph = optimized(model, threads, weights=False).graph
     return tuple(ExecutedNode(n.name, n.op_type, n.domain) for n in _nodes(graph))
 
 

@@ -8,8 +8,10 @@ import onnx
 from onnxbrecq.runtime.session import Session, open_session, session_options
 
 
-def optimized(model: onnx.ModelProto | Path, threads: int | None = None) -> onnx.ModelProto:
-    """The model as a default session executes it, weights included.
+def optimized(
+    model: onnx.ModelProto | Path, threads: int | None = None, *, weights: bool = True
+) -> onnx.ModelProto:
+    """The model as a default session executes it; without `weights`, the large ones are not read.
 
     Raises:
         ModelError: onnxruntime cannot load the model.
@@ -18,8 +20,12 @@ def optimized(model: onnx.ModelProto | Path, threads: int | None = None) -> onnx
         path = Path(folder) / "optimized.onnx"
         options = session_options(threads)
         options.optimized_model_filepath = str(path)
+        # Weights go to a file of their own: no 2 GiB limit, and nothing to read where not wanted.
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "weights.bin"
+        )
         open_session(model, options)
-        return onnx.load(path)
+        return onnx.load(path, load_external_data=weights)
 
 
 def trace(executed: onnx.ModelProto, threads: int | None = None) -> Session:
