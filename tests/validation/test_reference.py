@@ -1,6 +1,7 @@
 """Exact integer arithmetic, against onnxruntime's kernels of the same operators and by hand."""
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,12 @@ from onnxbrecq.validation.reference import expected
 
 _DOMAIN = "com.microsoft"
 _RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test draws the same numbers, whichever ran before it."""
+    monkeypatch.setattr(sys.modules[__name__], "_RANDOM", np.random.default_rng(0))
 
 
 def _ints(*shape: int, kind: type = np.uint8) -> np.ndarray:
