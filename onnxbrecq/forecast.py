@@ -1,6 +1,6 @@
 """What the walk through the blocks will take, said before it starts: memory, disk and time.
 
-The sizes of tensors and the pace of the float network are measured on a few samples. While block i
+The sizes of tensors and the pace of each block are measured on a few samples. While block i
 is learned, there are alive, for all samples, in the float and in the quantized network, the
 tensors that it and later blocks read, and its outputs.
 
@@ -16,17 +16,17 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.dataset import Dataset, Feed
 from onnxbrecq.graph.blocks import Block
-from onnxbrecq.graph.extract import submodel
+from onnxbrecq.graph.extract import extract, submodel
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import Points
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.runtime.memory import available, resident
-from onnxbrecq.runtime.session import Session
+from onnxbrecq.runtime.session import Outputs, Session
 
 _BATCH = 8  # samples at a time, where nothing is learned
-_PROBED = 2  # samples on which the float network's pace is measured,
+_PROBED = 2  # samples on which the pace of a block is measured,
 _TIMES = 5  # so often: the shortest counts, as other processes only ever slow it down
 # Measured on MobileNetV2 (onnxruntime 1.32, torch 2.13):
 _SEEN = 3  # copies of all tensors while they are calibrated: in front of fusions, and handed out
@@ -74,36 +74,59 @@ def forecast(
     Raises:
         ModelError: the float network does not run.
     """
-    sizes, pace = _probed(model, blocks, points, data, recipe)
+    feed = data.part(slice(model.batch or _PROBED))
+    seen = _seen(model, blocks, points, feed, recipe)
+    count = len(next(iter(feed.values())))
+    sizes = {name: -(-value.nbytes // count) for name, value in seen.items()}
     most = recipe.max_memory
     limit = resident() + available() // 2 if most is None else most
     work = _work(model, blocks, sizes, recipe)
     return Forecast(
         held=_held(blocks, sizes) * len(data) + movable,
         room=limit - (resident() - movable) - work,
-        seconds=pace * _passes(len(data), recipe),
+        seconds=sum(
+            _pace(model, block, {**feed, **seen}, recipe)
+            * (_RUNS * len(data) + _learned(block, points, seen, len(data), recipe))
+            for block in blocks
+        ),
     )
 
 
-def _probed(
-    model: Model, blocks: Sequence[Block], points: Points, data: Dataset, recipe: Recipe
-) -> tuple[Mapping[str, int], float]:
-    """Bytes a sample of the tensors between blocks and of those quantized; seconds a sample."""
+def _seen(
+    model: Model, blocks: Sequence[Block], points: Points, feed: Feed, recipe: Recipe
+) -> Outputs:
+    """The values of the tensors between blocks and of those quantized."""
     names = dict.fromkeys(name for block in blocks for name in block.outputs)
     names.update(dict.fromkeys(n for n, p in points.points.items() if p.kind == "activation"))
     inner = tuple(name for name in names if name in model.producer)
     probe = submodel(model, list(model.nodes), model.inputs, inner or model.outputs)
-    session = Session(probe.proto, threads=recipe.threads)
-    together = model.batch or 1
-    made = session.run(data.part(slice(together)))
-    sizes = {name: -(-value.nbytes // together) for name, value in made.items()}
-    feed = data.part(slice(model.batch or _PROBED))
+    return Session(probe.proto, threads=recipe.threads).run(feed)
+
+
+def _pace(model: Model, block: Block, values: Outputs, recipe: Recipe) -> float:
+    """Seconds that the float block takes a sample."""
+    session = Session(extract(model, block).proto, threads=recipe.threads)
+    feed = {name: values[name] for name in block.inputs}
     seconds = []
     for _ in range(_TIMES):
         started = time.perf_counter()
         session.run(feed)
         seconds.append(time.perf_counter() - started)
-    return sizes, min(seconds) / len(next(iter(feed.values())))
+    return min(seconds) / len(next(iter(feed.values())))
+
+
+def _learned(block: Block, points: Points, seen: Outputs, samples: int, recipe: Recipe) -> float:
+    """What learning the block takes, in passes of a sample through the float block."""
+    layers = [points.layers[node] for node in block.nodes if node in points.layers]
+    if not layers:
+        return 0
+    settings = recipe.settings()
+    rounding = _ROUNDING * samples if settings.start == "second-order" else 0
+    inner = min(recipe.weights, recipe.activations or 8)
+    coarse = any((recipe.first_last if layer.edge else inner) < 8 for layer in layers)
+    steps = settings.trials * settings.steps(coarse=coarse)
+    places = max(math.prod(seen[name].shape[2:]) for name in block.outputs)
+    return rounding + _STEP * steps * settings.samples_a_step(places)
 
 
 def _held(blocks: Sequence[Block], sizes: Mapping[str, int]) -> int:
@@ -128,14 +151,6 @@ def _work(model: Model, blocks: Sequence[Block], sizes: Mapping[str, int], recip
     if model.batch is None:
         return max(seen, learned)
     return max(seen // _BATCH, learned // batch) * model.batch
-
-
-def _passes(samples: int, recipe: Recipe) -> float:
-    """How often a sample passes through the network, in passes of the float network."""
-    settings = recipe.settings()
-    rounding = _ROUNDING if settings.start == "second-order" else 0
-    steps = settings.iterations * settings.trials
-    return (_RUNS + rounding) * samples + _STEP * steps * settings.batch_size
 
 
 def _sum(names: Iterable[str], sizes: Mapping[str, int]) -> int:

@@ -121,7 +121,22 @@ class Reconstruction:
             if not least <= value <= most:
                 raise RecipeError(f"reconstruction.{key} = {value}: want {least} to {most:g}")
 
+    def steps(self, *, coarse: bool) -> int:
+        """Optimiser steps for a block; where all is 8 bits, a quarter: little is left to learn."""
+        return self.iterations if coarse else -(-self.iterations // 4)
 
+    def samples_a_step(self, places: int) -> int:
+        """The fewer, the more places of a feature map each has for a gradient to be taken at.
+
+        Measured on the first unit of MobileNetV2 (112 x 112 places, 2 bits): 4 samples a step end
+        where 16 do, in a quarter of the time.
+        """
+        if not self.batch_places:
+            return self.batch_size
+        return min(self.batch_size, max(-(-self.batch_places // places), _FEWEST))
+
+
+_FEWEST = 4  # samples a step
 _BOUNDS = {
     **dict.fromkeys(("trials", "batch_size"), (1, math.inf)),
     **dict.fromkeys(

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from onnxbrecq import forecast as module
@@ -46,10 +47,20 @@ def test_larger_batches_leave_less_room(model: Model, data: Dataset) -> None:
     assert rooms[0] - rooms[1] > (16 << 16) * values
 
 
-def test_longer_efforts_take_longer(model: Model, data: Dataset) -> None:
-    recipe = Recipe(effort="fast", threads=1)
-    best = dataclasses.replace(recipe, effort="best")
-    assert module._passes(len(data), best) > module._passes(len(data), recipe)
+def test_what_learning_takes_is_that_of_the_schedule(model: Model, data: Dataset) -> None:
+    """Samples of second-order rounding and of steps; a quarter of the steps at 8 bits."""
+    points, middle = find_points(model), partition(model)[1]
+    seen = {name: np.zeros((2, 1, 64, 128), np.float32) for name in middle.outputs}
+    rounding = module._ROUNDING * len(data)
+    recipe = Recipe(effort="fast")
+    assert module._learned(middle, points, seen, len(data), recipe) == rounding
+    recipe = Recipe(weights=4, reconstruction=Reconstruction(iterations=40, trials=2))
+    steps = 40 * 2 * 4  # four samples a step have the 2**14 places and more
+    expected = rounding + module._STEP * steps
+    assert module._learned(middle, points, seen, len(data), recipe) == expected
+    recipe = dataclasses.replace(recipe, weights=8)
+    expected = rounding + module._STEP * steps / 4
+    assert module._learned(middle, points, seen, len(data), recipe) == expected
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
     model = _quantized(problem, dropping, lean).to(problem.device)
     optimizer = _optimizer(model, settings)
     source = _Source(data, generator, problem.device)
-    batch_size = 1 if problem.alone else _batch_size(data, settings)
+    batch_size = 1 if problem.alone else settings.samples_a_step(_places(data))
     iterations = steps(problem, settings)
     soft = round((1 - settings.settle) * iterations)
     input_dropping = dropping if _coarse(data.inputs, problem.plan) else None
@@ -133,23 +133,13 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
 
 
 def steps(problem: Problem, settings: Reconstruction) -> int:
-    """Optimiser steps for the block; a quarter where all is 8 bits and little is left to learn."""
-    iterations = settings.iterations
-    coarse = _coarse((*problem.constants, *problem.heads), problem.plan)
-    return iterations if coarse else -(-iterations // 4)
+    """Optimiser steps for the block."""
+    return settings.steps(coarse=_coarse((*problem.constants, *problem.heads), problem.plan))
 
 
-def _batch_size(data: BlockData, settings: Reconstruction) -> int:
-    """Samples a step: the fewer, the more places each has for a gradient to be taken at.
-
-    Measured on the first unit of MobileNetV2 (112 x 112 places, 2 bits): 4 samples a step end
-    where 16 do, in a quarter of the time.
-    """
-    if not settings.batch_places:
-        return settings.batch_size
-    places = max(math.prod(target.shape[2:]) for target in data.targets.values())
-    wanted = -(-settings.batch_places // places)
-    return min(settings.batch_size, max(wanted, _FEWEST))
+def _places(data: BlockData) -> int:
+    """Of the block's largest output."""
+    return max(math.prod(target.shape[2:]) for target in data.targets.values())
 
 
 def _coarse(names: Iterable[str], plan: QuantPlan) -> bool:
