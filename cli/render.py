@@ -27,7 +27,7 @@ from .command import GATE_NOT_MET, say, shown
 
 if TYPE_CHECKING:
     from onnxbrecq import Result
-    from onnxbrecq.report.result import Latency
+    from onnxbrecq.report.result import Latency, Parity
 
 Rows = Iterator[tuple[str, str]]
 Json = Mapping[str, Any]
@@ -294,6 +294,8 @@ def _execution_rows(found: "Result") -> Rows:
                 f"batch {latency.batch}, {threads}: {latency.float_latency_ms:.3g} ms -> "
                 f"{latency.latency_ms:.3g} ms, {latency.speedup:.2f}x as fast{_within([latency])}",
             )
+        if execution.parity is not None:
+            yield from _apart_rows(execution.parity)
         longest = sorted(execution.nodes, key=lambda node: -node.ms)[:_MOST_NODES]
         for node in longest:
             yield (
@@ -301,6 +303,20 @@ def _execution_rows(found: "Result") -> Rows:
                 f"{100 * node.share:.1f} % {node.name}: {node.op}, {node.arithmetic}, "
                 f"{node.ms:.3g} ms",
             )
+
+
+def _apart_rows(parity: "Parity") -> Rows:
+    """How far a runtime is from onnxruntime's CPU provider."""
+    text = [] if parity.agreement is None else [f"{parity.agreement:.1f} % the same class"]
+    if parity.max_steps is not None and parity.mismatched_fraction is not None:
+        text.append(
+            f"{100 * parity.mismatched_fraction:.2f} % of the outputs differ, by "
+            f"{parity.max_steps} steps at most"
+        )
+    first = parity.divergence.first if parity.divergence is not None else None
+    if first is not None:
+        text.append(f"they part at {first.name} ({first.op}), by up to {first.max_steps} steps")
+    yield "to onnxruntime", "; ".join(text) or "not compared"
 
 
 def _within(latencies: Sequence["Latency"]) -> str:

@@ -23,6 +23,7 @@ from onnxbrecq.graph.fork import fork
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
+from onnxbrecq.graph.provenance import provenance
 from onnxbrecq.graph.write import places
 from onnxbrecq.output import claim
 from onnxbrecq.parts import Task
@@ -135,7 +136,7 @@ def quantize(
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
             max_drop=recipe.max_drop, min_integer=recipe.min_integer,
-            threads=recipe.threads, progress=progress,
+            target=recipe.target, threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
         float_model, files, proto,
@@ -171,6 +172,7 @@ def validate(
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
             max_drop=recipe.max_drop, min_integer=recipe.min_integer,
+            target=recipe.target or _told_target(proto, destination),
             threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
@@ -216,6 +218,12 @@ def _target(recipe: Recipe) -> tuple[Target, Target, tuple[str, ...]]:
     here = run_here(target, saturates=saturates)
     return target, here, (*_of_processor(recipe, target, saturates=saturates),
                           *_of_target(recipe, target, here))  # fmt: skip
+
+
+def _told_target(proto: onnx.ModelProto, path: Path) -> str | None:
+    """The target that the file says it was written for."""
+    told = provenance(proto, str(path))
+    return None if told is None else told.target
 
 
 def _of_target(recipe: Recipe, target: Target, here: Target) -> tuple[str, ...]:

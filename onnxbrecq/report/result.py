@@ -117,6 +117,7 @@ class Execution:
     """What one execution provider made of the quantized model.
 
     `latency_ms` and those beside it are at batch 1 with one thread, the first of `latencies`.
+    `parity` is against onnxruntime's CPU provider; None for that one itself.
     """
 
     provider: str
@@ -128,6 +129,7 @@ class Execution:
     speedup: float | None
     latencies: tuple[Latency, ...] = ()
     nodes: tuple[ExecutedKernel, ...] = ()
+    parity: "Parity | None" = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Parity:
-    """Optimised session against unoptimised, at the output, in steps of its quantizer.
+    """Optimised session against another, at the output, in steps of its quantizer.
 
     `max_steps`, `mismatched_fraction` and `steps` (difference in steps → share of the elements) are
     None where the output is not quantized. `nodes` holds the optimised session against integer

@@ -1,4 +1,4 @@
-"""Latency of two sessions measured in turn, so that what disturbs the machine disturbs both."""
+"""Latency of two models measured in turn, so that what disturbs the machine disturbs both."""
 
 import math
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from onnxbrecq.data.dataset import Feed
-from onnxbrecq.runtime.session import Session
+from onnxbrecq.runtime.session import Runner
 
 _WARM_UP = 3  # the first runs allocate memory and pack weights
 
 
 class PairedLatency(NamedTuple):
-    """Median milliseconds of each session, and the median of b / a over the pairs of runs.
+    """Median milliseconds of each model, and the median of b / a over the pairs of runs.
 
     `interval` holds that median with a probability of at least 95 %; None for fewer than 6 pairs.
     """
@@ -26,7 +26,7 @@ class PairedLatency(NamedTuple):
 
 
 def paired_latency(
-    a: Session, b: Session, feed: Feed, *, rounds: int = 100, seconds: float = 4.0
+    a: Runner, b: Runner, feed: Feed, *, rounds: int = 100, seconds: float = 4.0
 ) -> PairedLatency:
     """The latencies of `a` and `b` for one feed, run A B A B ... after a warm-up.
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx
@@ -57,6 +57,17 @@ _NO_KERNEL = (
     r"(?P<domain>[\w.]+):(?P<op>\w+)\(-?\d+\) is not a registered function/op",
     r'In Node, \("(?P<name>.*?)", (?P<op>\w+), "(?P<domain>.*?)", -?\d+\).*No Op registered for',
 )
+
+
+class Runner(Protocol):
+    """What runs a model: graph inputs by name in, graph outputs by name out."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, feed: Feed) -> Outputs:
+        """Every graph output, for one feed of every graph input."""
+        ...
 
 
 class Session:
@@ -156,15 +167,15 @@ def run_batches(
 
 
 def paired_runs(
-    a: Session,
-    b: Session,
+    a: Runner,
+    b: Runner,
     data: Dataset,
     batch_size: int,
     *,
     progress: Progress = silent,
     stage: str = "compare",
 ) -> Iterator[tuple[Outputs, Outputs]]:
-    """The outputs of both sessions for each batch of `data`; only one batch is held.
+    """The outputs of both for each batch of `data`; only one batch is held.
 
     Raises:
         DataError: there are no samples.
@@ -200,11 +211,26 @@ def open_session(
     Raises:
         ModelError: it does not load.
     """
-    with _loadable(model) as source:
+    with readable(model) as source:
         try:
             return ort.InferenceSession(source, options, providers=[PROVIDER])
         except ORT_ERRORS as error:
             raise _unloadable(model, error) from error
+
+
+@contextmanager
+def readable(model: onnx.ModelProto | Path) -> Iterator[bytes | str]:
+    """What runtimes read: a path, bytes, or the path of a temporary file over 2 GiB."""
+    if isinstance(model, Path):
+        yield str(model)
+    elif not is_large(model):
+        yield model.SerializeToString()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, parts in contents(model, "model.onnx").items():
+                with (Path(folder) / name).open("wb") as file:
+                    file.writelines(parts)
+            yield str(Path(folder) / "model.onnx")
 
 
 def explained(error: Exception) -> str:
@@ -249,21 +275,6 @@ def _first_node(model: onnx.ModelProto | Path, op: str, domain: str) -> str:
         model = onnx.load(model, load_external_data=False)
     names = (n.name for n in model.graph.node if (n.op_type, n.domain) == (op, domain))
     return next(names, "")
-
-
-@contextmanager
-def _loadable(model: onnx.ModelProto | Path) -> Iterator[bytes | str]:
-    """What InferenceSession accepts: a path, bytes, or the path of a temporary file over 2 GiB."""
-    if isinstance(model, Path):
-        yield str(model)
-    elif not is_large(model):
-        yield model.SerializeToString()
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, parts in contents(model, "model.onnx").items():
-                with (Path(folder) / name).open("wb") as file:
-                    file.writelines(parts)
-            yield str(Path(folder) / "model.onnx")
 
 
 def _check_samples(data: Dataset) -> None:

@@ -1,6 +1,7 @@
 """Every tensor of the graph that onnxruntime really executes."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -34,11 +35,16 @@ def trace(executed: onnx.ModelProto, threads: int | None = None) -> Session:
     Raises:
         ModelError: onnxruntime cannot load it.
     """
+    made = [name for node in executed.graph.node for name in node.output if name]
+    return Session(visible(executed, made), optimize=False, threads=threads)
+
+
+def visible(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """The model with `tensors` among its outputs, behind its own."""
     shown = onnx.ModelProto()
-    shown.CopyFrom(executed)
+    shown.CopyFrom(model)
     outputs = {value.name for value in shown.graph.output}
-    made = [name for node in shown.graph.node for name in node.output if name]
     shown.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in made if name not in outputs
+        onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs
     )
-    return Session(shown, optimize=False, threads=threads)
+    return shown

@@ -1,11 +1,10 @@
-"""How much of a model's work runs in integer kernels, by what onnxruntime really executes."""
+"""How much of a model's work runs in integer kernels, by what a runtime really executes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxbrecq.graph.layers import weight_layers
 from onnxbrecq.graph.model import Model
-from onnxbrecq.runtime.kernels import ExecutedNode, integer_kernels
 
 
 @dataclass(frozen=True)
@@ -18,16 +17,15 @@ class Coverage:
     float_nodes: tuple[str, ...]
 
 
-def coverage(reference: Model, nodes: Sequence[ExecutedNode]) -> Coverage:
-    """What of the weight layers of `reference` the executed `nodes` compute with integers.
+def coverage(reference: Model, kernels: Mapping[str, object]) -> Coverage:
+    """What of the weight layers of `reference` is computed with integers.
 
-    A layer is found by its name; one that cannot be found counts as float.
+    `kernels`: the name of a layer → its integer kernel; false or absent: it counts as float.
     """
     layers = weight_layers(reference)
-    kernels = integer_kernels([layer.name for layer in layers], nodes)
     total = sum(layer.macs for layer in layers)
-    integer = sum(layer.macs for layer in layers if kernels[layer.name])
+    integer = sum(layer.macs for layer in layers if kernels.get(layer.name))
     return Coverage(
         integer_macs_fraction=integer / total if total else 0.0,
-        float_nodes=tuple(layer.name for layer in layers if not kernels[layer.name]),
+        float_nodes=tuple(layer.name for layer in layers if not kernels.get(layer.name)),
     )

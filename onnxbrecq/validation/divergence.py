@@ -1,4 +1,4 @@
-"""Where an optimised and an unoptimised session part, node after node.
+"""Where onnxruntime's default session and another one part, node after node.
 
 Both run with every tensor visible. A node of the executed graph is found in the graph as written by
 its name; what it makes there is the tensor behind the QuantizeLinear that onnxruntime fused into
@@ -7,6 +7,7 @@ own values, so that rounding ties add up, as they do in use.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.report.result import Divergence, NodeSteps
 from onnxbrecq.runtime.kernels import written_name
-from onnxbrecq.runtime.trace import optimized, trace
+from onnxbrecq.runtime.session import Runner, Session
+from onnxbrecq.runtime.trace import optimized, trace, visible
 from onnxbrecq.validation.parity import shares, tally
 
 Integers = NDArray[np.generic]
@@ -28,6 +30,7 @@ def divergence(
     data: Dataset,
     batch_size: int,
     *,
+    other: Callable[[onnx.ModelProto], Runner] | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Divergence:
@@ -37,6 +40,8 @@ def divergence(
         quantized: the model's file.
         data: a few samples.
         batch_size: samples a run.
+        other: opens the graph as written, the tensors in question among its outputs; None: in
+            onnxruntime without optimisations.
         threads: of the sessions.
         progress: told of each batch.
 
@@ -45,7 +50,9 @@ def divergence(
     """
     written, executed = onnx.load(quantized), optimized(quantized, threads)
     twins = _twins(written.graph, executed.graph)
-    plain, fast = trace(written, threads), trace(executed, threads)
+    shown = visible(written, twins.values())
+    plain = Session(shown, optimize=False, threads=threads) if other is None else other(shown)
+    fast = trace(executed, threads)
     counts: dict[int, Counter[int]] = defaultdict(Counter)
     done = 0
     for feed in data.batches(batch_size):

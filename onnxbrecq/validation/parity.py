@@ -1,4 +1,5 @@
-"""Whether a quantized model computes the same with and without onnxruntime's optimisations.
+"""Whether two runtimes compute the same from a quantized model: onnxruntime with and without its
+optimisations, say.
 
 Optimised integer kernels and nodes run as written differ by one step where rounding ties, and
 these differences add up over depth. They are counted at the outputs that a DequantizeLinear
@@ -16,7 +17,7 @@ from onnx import numpy_helper
 from onnxbrecq.data.dataset import Dataset, whole
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.report.result import Parity
-from onnxbrecq.runtime.session import Session, paired_runs
+from onnxbrecq.runtime.session import Runner, paired_runs
 from onnxbrecq.validation.fidelity import agreement, joined, top1_predictions
 
 SAMPLES = 128
@@ -26,32 +27,31 @@ Array = NDArray[np.generic]
 
 def parity(
     quantized: Path,
-    optimized: Session,
+    a: Runner,
+    b: Runner,
     data: Dataset,
     batch_size: int,
     *,
-    threads: int | None = None,
     progress: Progress = silent,
 ) -> Parity:
     """The differences on the first samples of `data`, at most `SAMPLES`.
 
     Args:
         quantized: the model's file.
-        optimized: its default session.
+        a: what runs it.
+        b: what else runs it.
         data: samples.
         batch_size: samples a run.
-        threads: of the session without optimisations.
         progress: told of each batch.
 
     Raises:
         DataError: there are no samples.
-        ModelError: the model does not load or run without optimisations.
+        ModelError: a run fails.
     """
-    plain = Session(quantized, optimize=False, threads=threads)
     scales = output_scales(onnx.load(quantized))
     some = data.head(whole(SAMPLES, batch_size))
-    runs = paired_runs(plain, optimized, some, batch_size, progress=progress, stage="parity")
-    counts, predictions, first = Counter[int](), [], plain.outputs[0]
+    runs = paired_runs(a, b, some, batch_size, progress=progress, stage="parity")
+    counts, predictions, first = Counter[int](), [], a.outputs[0]
     for expected, actual in runs:
         for name, scale in scales.items():
             counts += _steps(expected[name], actual[name], scale)

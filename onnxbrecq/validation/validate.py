@@ -1,10 +1,11 @@
 """Everything that is measured on a quantized model beside its float reference."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnxbrecq.data.dataset import Dataset, Feed
+import onnx
+
+from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.layers import weight_layers
 from onnxbrecq.graph.model import Model
@@ -16,23 +17,20 @@ from onnxbrecq.report.result import (
     Execution,
     Fidelity,
     Gate,
-    Latency,
     NodeParity,
     Parity,
 )
-from onnxbrecq.runtime.kernels import executed
-from onnxbrecq.runtime.latency import paired_latency
-from onnxbrecq.runtime.profile import profile
-from onnxbrecq.runtime.session import PROVIDER, Session
+from onnxbrecq.runtime import openvino
+from onnxbrecq.runtime.openvino import OpenVino
+from onnxbrecq.runtime.session import Session
 from onnxbrecq.validation.accuracy import top1_accuracy
-from onnxbrecq.validation.coverage import coverage
 from onnxbrecq.validation.divergence import divergence
+from onnxbrecq.validation.execution import BATCH, in_onnxruntime, in_openvino
 from onnxbrecq.validation.fidelity import Comparison, compare, fidelity
 from onnxbrecq.validation.gate import joined, judge, judge_execution
 from onnxbrecq.validation.node_parity import node_parity
 from onnxbrecq.validation.parity import parity
 
-_BATCH = 8  # as fast as more, in less memory
 _REFERENCE_SAMPLES = 8  # that go through integer arithmetic,
 _COSTLY = 3  # nodes named where a model is slower than float
 _REFERENCE_MACS = 10**10  # at some 10**9 multiply-accumulates a second
@@ -58,6 +56,7 @@ def validate(
     labelled: Dataset | None = None,
     max_drop: float | None = None,
     min_integer: float | None = None,
+    target: str | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Validation:
@@ -70,7 +69,8 @@ def validate(
         labelled: evaluation data; accuracy needs its labels.
         max_drop: the gate, in points; None: no gate.
         min_integer: the gate, as a share of the multiply-accumulates in integer kernels.
-        threads: of onnxruntime; latency is measured with one and with as many.
+        target: the runtime it is for; with "openvino" it is measured there as well.
+        threads: of the runtimes; latency is measured with one and with as many.
         progress: told of each batch.
 
     Raises:
@@ -81,20 +81,28 @@ def validate(
     floating = Session(reference.proto, threads=threads)
     _check_interface(quantized, optimized, floating)
     data = samples if labelled is None else labelled
-    batch = reference.file_batch or _BATCH
+    batch = reference.file_batch or BATCH
     comparison = compare(floating, optimized, data, batch, progress=progress)
     accuracy = _accuracy(data, comparison) if labelled is not None else None
     nearness = fidelity(comparison)
-    plain = parity(quantized, optimized, data, batch, threads=threads, progress=progress)
-    execution = _execution(quantized, reference, data, threads or os.cpu_count() or 1)
-    nodes, parting, untraced = _traced(quantized, reference, data, threads, progress)
+    unoptimized = Session(quantized, optimize=False, threads=threads)
+    plain = parity(quantized, unoptimized, optimized, data, batch, progress=progress)
+    execution = in_onnxruntime(quantized, reference, data, threads)
+    some = _few(reference, data)
+    nodes, parting, untraced = _traced(quantized, reference, some, threads, progress)
+    others, missing = (
+        _beside(quantized, reference, data, some, threads) if target == "openvino" else ((), ())
+    )
     return Validation(
         accuracy=accuracy,
         fidelity=nearness,
-        execution=(execution,),
+        execution=(execution, *others),
         parity=replace(plain, nodes=nodes, divergence=parting),
-        gate=joined(judge(max_drop, accuracy, nearness), judge_execution(min_integer, execution)),
-        notes=(*_notes(comparison, labelled), *untraced, *_slow(execution)),
+        gate=joined(
+            judge(max_drop, accuracy, nearness),
+            *(judge_execution(min_integer, ran) for ran in (execution, *others)),
+        ),
+        notes=(*_notes(comparison, labelled), *untraced, *missing, *_slow(execution)),
     )
 
 
@@ -116,47 +124,6 @@ def _accuracy(data: Dataset, comparison: Comparison) -> Accuracy | None:
     if data.labels is None or found is None:
         return None
     return top1_accuracy(data.labels, found.reference, found.quantized, found.classes)
-
-
-def _execution(quantized: Path, reference: Model, data: Dataset, threads: int) -> Execution:
-    """What the CPU provider makes of the model; latency against the float file as it came."""
-    covered = coverage(reference, executed(quantized))
-    one = reference.file_batch or 1
-    many = (one,) if reference.file_batch else tuple(sorted({one, min(_BATCH, len(data))}))
-    latencies = tuple(
-        _latency(quantized, reference, data.part(slice(batch)), batch, used)
-        for used in sorted({1, threads})
-        for batch in many
-    )
-    return Execution(
-        provider=PROVIDER,
-        loads=True,  # one that does not load ended in a ModelError before
-        integer_macs_fraction=covered.integer_macs_fraction,
-        float_nodes=covered.float_nodes,
-        latency_ms=latencies[0].latency_ms,
-        float_latency_ms=latencies[0].float_latency_ms,
-        speedup=latencies[0].speedup,
-        latencies=latencies,
-        nodes=_profiled(quantized, data.part(slice(one))),
-    )
-
-
-def _profiled(quantized: Path, feed: Feed) -> tuple[ExecutedKernel, ...]:
-    found = profile(quantized, feed, threads=1)
-    total = sum(node.ms for node in found)
-    return tuple(ExecutedKernel(*node, share=node.ms / total if total else 0.0) for node in found)
-
-
-def _latency(quantized: Path, reference: Model, feed: Feed, batch: int, threads: int) -> Latency:
-    """One row of `latencies`; that of one sample and one thread, which scripts read, longer."""
-    source = reference.path if reference.path and reference.path.exists() else reference.proto
-    found = paired_latency(
-        Session(quantized, threads=threads),
-        Session(source, threads=threads),
-        feed,
-        seconds=4.0 if batch == threads == 1 else 2.0,
-    )
-    return Latency(threads, batch, found.ms_a, found.ms_b, found.ratio, found.interval)
 
 
 def _slow(execution: Execution) -> tuple[str, ...]:
@@ -182,16 +149,21 @@ def _named(node: ExecutedKernel) -> str:
     return f"{node.name} ({node.op}, {node.arithmetic}, {100 * node.share:.0f} %)"
 
 
-def _traced(
-    quantized: Path, reference: Model, data: Dataset, threads: int | None, progress: Progress
-) -> tuple[NodeParity | None, Divergence | None, tuple[str, ...]]:
-    """Parity node by node and where sessions part, on a few samples; or None and why not."""
+def _few(reference: Model, data: Dataset) -> Dataset | None:
+    """Samples that go through integer arithmetic in some seconds; None: not even one would."""
     work = max(1, sum(layer.macs for layer in weight_layers(reference)))
     batch = reference.file_batch or 1
     count = min(_REFERENCE_SAMPLES, _REFERENCE_MACS // work) // batch * batch
-    if count == 0:
+    return data.head(count) if count else None
+
+
+def _traced(
+    quantized: Path, reference: Model, some: Dataset | None, threads: int | None, progress: Progress
+) -> tuple[NodeParity | None, Divergence | None, tuple[str, ...]]:
+    """Parity node by node and where sessions part; or None and why not."""
+    if some is None:
         return None, None, ("not compared node by node: it would take too long",)
-    some = data.head(count)
+    batch = reference.file_batch or 1
     try:
         return (
             node_parity(quantized, some, batch, threads=threads, progress=progress),
@@ -200,6 +172,29 @@ def _traced(
         )
     except ModelError as error:
         return None, None, (f"not compared node by node: {error}",)
+
+
+def _beside(
+    quantized: Path, reference: Model, data: Dataset, some: Dataset | None, threads: int | None
+) -> tuple[tuple[Execution, ...], tuple[str, ...]]:
+    """OpenVINO, and how far it is from onnxruntime; nothing and why, where it is not installed."""
+    if not openvino.installed():
+        return (), (
+            "OpenVINO is not installed here: what it makes of the model is not known; "
+            "pip install 'onnxbrecq[openvino]', then onnxbrecq validate",
+        )
+
+    def opened(model: onnx.ModelProto | Path) -> OpenVino:
+        return OpenVino(model, threads=threads)
+
+    found = in_openvino(quantized, reference, data, threads)
+    optimized, batch = Session(quantized, threads=threads), reference.file_batch or BATCH
+    apart = parity(quantized, optimized, opened(quantized), data, batch)
+    if some is not None:
+        one = reference.file_batch or 1
+        parting = divergence(quantized, some, one, other=opened, threads=threads)
+        apart = replace(apart, divergence=parting)
+    return (replace(found, parity=apart),), ()
 
 
 def _notes(comparison: Comparison, labelled: Dataset | None) -> tuple[str, ...]:

@@ -3,7 +3,7 @@ import onnx.parser
 import pytest
 
 from onnxbrecq.graph.model import Model
-from onnxbrecq.runtime.kernels import ExecutedNode
+from onnxbrecq.runtime.kernels import ExecutedNode, integer_kernels
 from onnxbrecq.validation.coverage import coverage
 
 
@@ -35,7 +35,8 @@ def reference() -> Model:
 def test_work_is_weighed_by_macs(
     reference: Model, nodes: dict[str, str], fraction: float, floats: tuple[str, ...]
 ) -> None:
-    found = coverage(reference, [ExecutedNode(name, op, "") for name, op in nodes.items()])
+    ran = [ExecutedNode(name, op, "") for name, op in nodes.items()]
+    found = coverage(reference, integer_kernels(["big", "small"], ran))
     assert found.integer_macs_fraction == pytest.approx(fraction)
     assert found.float_nodes == floats
 
@@ -44,5 +45,5 @@ def test_a_model_without_weight_layers_has_no_integer_work() -> None:
     text = '<ir_version: 10, opset_import: ["": 21]> g (float[N] x) => (float[N] y) {y = Neg(x)}'
     proto = onnx.parser.parse_model(text)
     model = Model(proto, (tuple(proto.graph.input), tuple(proto.graph.output)), batched=True)
-    found = coverage(model, [])
+    found = coverage(model, {})
     assert (found.integer_macs_fraction, found.float_nodes) == (0.0, ())

@@ -10,11 +10,16 @@ from onnxbrecq.runtime.session import Session
 from onnxbrecq.validation.parity import SAMPLES, output_scales, parity
 
 
+def plain(path: Path) -> Session:
+    """The model as written."""
+    return Session(path, optimize=False, threads=1)
+
+
 def test_differences_are_counted_in_steps(
     quantized: Path, shifted: onnx.ModelProto, samples: Dataset
 ) -> None:
     """The other session's output lies two steps off everywhere: the true ones add a tie or none."""
-    found = parity(quantized, Session(shifted, threads=1), samples, 16, threads=1)
+    found = parity(quantized, plain(quantized), Session(shifted, threads=1), samples, 16)
     assert found.max_steps in (2, 3)
     assert found.mismatched_fraction == 1.0
     assert found.steps is not None
@@ -26,7 +31,7 @@ def test_differences_are_counted_in_steps(
 def test_optimised_session_differs_by_rounding_ties_at_most(
     quantized: Path, samples: Dataset
 ) -> None:
-    found = parity(quantized, Session(quantized, threads=1), samples, 16, threads=1)
+    found = parity(quantized, plain(quantized), Session(quantized, threads=1), samples, 16)
     assert found.max_steps is not None
     assert found.max_steps <= 1
     assert found.mismatched_fraction is not None
@@ -37,9 +42,8 @@ def test_float_outputs_have_agreement_only(
     reference: Model, samples: Dataset, tmp_path: Path
 ) -> None:
     onnx.save(reference.proto, tmp_path / "float.onnx")
-    found = parity(
-        tmp_path / "float.onnx", Session(reference.proto, threads=1), samples, 16, threads=1
-    )
+    path = tmp_path / "float.onnx"
+    found = parity(path, plain(path), Session(path, threads=1), samples, 16)
     assert (found.max_steps, found.mismatched_fraction, found.agreement) == (None, None, 100.0)
 
 
@@ -48,10 +52,10 @@ def test_samples_are_limited(quantized: Path) -> None:
     seen: list[int] = []
     parity(
         quantized,
+        plain(quantized),
         Session(quantized, threads=1),
         Dataset({"x": x}),
         32,
-        threads=1,
         progress=lambda stage, done, total, detail="": seen.append(total),
     )
     assert set(seen) == {SAMPLES}
