@@ -386,8 +386,8 @@ class Recipe:
             values["reconstruction"] = dataclasses.replace(_EFFORT[effort], **given)
         if "latency" in table:
             values["latency"] = Latency(**_fields(Latency, "latency.", table["latency"]))
-        for given, other in (("budget", "weights"), ("weights", "budget")):
-            if given in overrides:  # the command line wins over what excludes it
+        for wins, other in (("budget", "weights"), ("weights", "budget")):
+            if wins in overrides:  # the command line wins over what excludes it
                 values.pop(other, None)
         values.update(overrides)
         _worded(values)
@@ -428,6 +428,11 @@ def _worded(values: dict[str, Any]) -> None:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise RecipeError(f"recipe: budget = {given!r}: want a table or a list of KEY=VALUE")
         values["budget"] = tuple(Budget.parse(text) for text in texts)
+    if isinstance(values.get("latency"), str):
+        given = values["latency"]
+        values["latency"] = (
+            Latency(model="systolic") if given == "systolic" else Latency("table", given)
+        )
     if "weights" in values and values.get("budget"):
         raise RecipeError(
             "weights and a budget: a budget chooses the bits of each layer; give one of the two "

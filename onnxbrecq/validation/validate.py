@@ -118,8 +118,8 @@ def measure(
 ) -> tuple[Accuracy | None, Fidelity | None, Gate]:
     """Accuracy, fidelity and their gate alone, of a model in memory; otherwise as `validate`."""
     data = samples if labelled is None else labelled
-    sessions = (Session(model, threads=threads) for model in (reference.proto, quantized))
-    comparison = compare(*sessions, data, reference.file_batch or BATCH, progress=progress)
+    floating, made = (Session(proto, threads=threads) for proto in (reference.proto, quantized))
+    comparison = compare(floating, made, data, reference.file_batch or BATCH, progress=progress)
     accuracy = _accuracy(data, comparison) if labelled is not None else None
     nearness = fidelity(comparison)
     return accuracy, nearness, judge(max_drop, accuracy, nearness)
