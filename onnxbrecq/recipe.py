@@ -400,15 +400,15 @@ class Recipe:
         return self.reconstruction or _EFFORT[self.effort]
 
     def decisive(self) -> Self:
-        """What a block's decisions depend on, beside its bits: what else there is, is left out."""
+        """What decisions depend on: the gates and the bound of memory are as if not given."""
         return dataclasses.replace(
-            self, max_drop=None, min_integer=None, max_memory=None, budget=(), latency=Latency()
+            self, max_drop=None, min_integer=None, max_memory=None, latency=Latency()
         )
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
         found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return found
+        return {**found, "weights": None} if self.mixed else found
 
 
 def _worded(values: dict[str, Any]) -> None:

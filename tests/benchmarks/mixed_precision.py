@@ -6,12 +6,11 @@
 Models are those of `subjects.py`. For each there are rows of these kinds:
 
 - *size*: uniform W3 and W4, and mixed precision within the size of each of the two files. A 3-bit
-  weight takes 4 bits in a file; *dense W3* is the size that 3 bits would have without that, which is
-  also given to mixed precision.
+  weight takes 4 bits in a file; *dense W3* is the size that 3 bits would have without that.
 - *sensitivity*: seconds of the table, and of CPU time.
 - *search*: 20 budgets by the exact and by the genetic search: predicted losses and seconds.
-- *ranking*: 20 allocations drawn at random, each quantized: Spearman's rank correlation of the noise at
-  the output with the predicted loss, with interactions and without.
+- *ranking*: 20 allocations drawn at random, each quantized: Spearman's rank correlation of the
+  noise at the output with the predicted loss, with interactions and without.
 - *front*: the predicted front, and five of its points quantized.
 
 OUTPUT/NAME.sensitivity.json is measured once and used by all rows. --plot draws the fronts.
@@ -34,7 +33,7 @@ from onnxbrecq.bits import Allocation, Bits
 from onnxbrecq.blockwise import walk
 from onnxbrecq.emission import emitted
 from onnxbrecq.graph.write import contents
-from onnxbrecq.mixed import Space, chosen, explored
+from onnxbrecq.mixed import Menu, Space, chosen, explored, menu_of
 from onnxbrecq.preparation import Clock, Prepared, prepared
 from onnxbrecq.progress import silent
 from onnxbrecq.recipe import Recipe
@@ -139,9 +138,8 @@ def _space(job: Job, ready: Prepared) -> Space:
     """The space of choices; the table is measured where no row has done so yet."""
     path = job.settings.output / f"{job.model}.sensitivity.json"
     table = Sensitivity.from_json(json.loads(path.read_bytes())) if path.exists() else None
-    space = explored(
-        ready.task, ready.calibration, ready.target, ready.data_sha256, silent, table=table
-    )
+    menu = menu_of(ready.task, ready.calibration, ready.target, ready.data_sha256)
+    space = explored(menu, silent, table=table)
     if table is None:
         path.write_text(json.dumps(space.table.as_json()))
     return space
@@ -179,21 +177,21 @@ def _made(ready: Prepared, bits: Allocation) -> Row:
     }
 
 
-def _uniform(space: Space, width: int) -> dict[str, Bits]:
+def _uniform(menu: Menu, width: int) -> dict[str, Bits]:
     return {
-        **space.table.fixed,
-        **{name: Bits(width, bits[-1].data) for name, bits in space.table.choices.items()},
+        **menu.fixed,
+        **{name: Bits(width, bits[-1].data) for name, bits in menu.choices.items()},
     }
 
 
 def _size(job: Job, ready: Prepared, space: Space) -> Row:
     """A uniform model, or the best mixed one of its size."""
     if job.setting.startswith("W"):
-        return _made(ready, _uniform(space, int(job.setting[1:])))
-    two, three, four = (space.sizes.of(_uniform(space, width)) for width in (2, 3, 4))
+        return _made(ready, _uniform(space.menu, int(job.setting[1:])))
+    two, three, four = (space.menu.sizes.of(_uniform(space.menu, width)) for width in (2, 3, 4))
     budget = {"size of W3": three, "size of W4": four}.get(job.setting, (two + four) / 2)
-    found = chosen(space, [Limit(space.size, budget)])
-    row = _made(ready, space.all_bits(found.bits))
+    found = chosen(space, [Limit(space.menu.size, budget)])
+    row = _made(ready, space.menu.all_bits(found.bits))
     counts = [bits.weight for bits in found.bits.values()]
     return {
         **row,
@@ -207,11 +205,11 @@ def _size(job: Job, ready: Prepared, space: Space) -> Row:
 
 def _search(job: Job, ready: Prepared, space: Space) -> Row:
     """Exact against genetic at 20 budgets between the smallest and the largest model."""
-    low = least(space.problem, space.size)
-    high = space.size.base + sum(max(costs) for costs in space.size.layers.values())
+    low = least(space.problem, space.menu.size)
+    high = space.menu.size.base + sum(max(costs) for costs in space.menu.size.layers.values())
     ratios, seconds, genetic_seconds, gaps = [], [], [], []
     for budget in np.linspace(low, high, BUDGETS).tolist():
-        limits = [Limit(space.size, budget)]
+        limits = [Limit(space.menu.size, budget)]
         best, other = exact(space.problem, limits), genetic(space.problem, limits, 0)
         ratios.append(other.loss / best.loss)
         seconds.append(best.seconds)
@@ -236,7 +234,7 @@ def _ranking(job: Job, ready: Prepared, space: Space) -> Row:
         bits = {n: c[int(random.integers(len(c)))] for n, c in space.table.choices.items()}
         together.append(space.table.loss(bits))
         alone.append(space.table.loss(bits, interactions=False))
-        noise.append(10 ** (-_made(ready, space.all_bits(bits))["sqnr_db"] / 10))
+        noise.append(10 ** (-_made(ready, space.menu.all_bits(bits))["sqnr_db"] / 10))
     return {
         "spearman": float(spearmanr(together, noise).statistic),
         "spearman_without_interactions": float(spearmanr(alone, noise).statistic),
@@ -247,16 +245,18 @@ def _ranking(job: Job, ready: Prepared, space: Space) -> Row:
 
 
 def _front(job: Job, ready: Prepared, space: Space) -> Row:
-    found = front(space.problem, space.size)
+    found = front(space.problem, space.menu.size)
     picked = set(np.linspace(0, len(found) - 1, VERIFIED).round().astype(int).tolist())
-    measured = [_made(ready, space.all_bits(f.bits)) for i, f in enumerate(found) if i in picked]
+    measured = [
+        _made(ready, space.menu.all_bits(f.bits)) for i, f in enumerate(found) if i in picked
+    ]
     return {
         "predicted": [[f.costs["size"], predicted_db(space.table, f.loss)] for f in found],
         "measured": [[row["bytes"], row["sqnr_db"]] for row in measured],
         "uniform": [
             [row["bytes"], row["sqnr_db"], width]
             for width in (2, 3, 4, 8)
-            for row in [_made(ready, _uniform(space, width))]
+            for row in [_made(ready, _uniform(space.menu, width))]
         ],
         "float_bytes": ready.original.source_bytes,
     }
@@ -269,7 +269,8 @@ _FORMS = {
         "layers_of": "{}", "gap": "{:.1g}", "cpu_seconds": "{:.0f}",
     },
     "sensitivity": {
-        "model": "{}", "layers": "{}", "samples": "{}", "seconds": "{:.0f}", "cpu_seconds": "{:.0f}",
+        "model": "{}", "layers": "{}", "samples": "{}", "seconds": "{:.0f}",
+        "cpu_seconds": "{:.0f}",
     },
     "search": {
         "model": "{}", "layers": "{}", "never_worse": "{}", "genetic_loss_median": "{:.3f}",
