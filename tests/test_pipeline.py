@@ -1,6 +1,7 @@
 """The whole way on a small network: the file, the figures, the same bytes again."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import onnx
 import pytest
 
 import onnxbrecq
+from onnxbrecq import blockwise
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.graph.load import from_proto
-from onnxbrecq.parts import Task
+from onnxbrecq.parts import Part, Task
 from onnxbrecq.preparation import state_key
-from onnxbrecq.recipe import Recipe, Reconstruction
+from onnxbrecq.recipe import Budget, Recipe, Reconstruction
 from onnxbrecq.runtime.session import Session
 
 _RECIPE = Recipe(
@@ -145,7 +147,7 @@ def test_values_that_are_no_numbers_are_found_where_they_arise(path: Path, data:
 def test_the_default_target_follows_the_processor(
     path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, exact: bool
 ) -> None:
-    monkeypatch.setattr("onnxbrecq.pipeline.saturation_free", lambda: exact)
+    monkeypatch.setattr("onnxbrecq.preparation.saturation_free", lambda: exact)
     result = onnxbrecq.quantize(path, data, _RECIPE)
     constants = onnx.load(result.output.path).graph.initializer
     kinds = {
@@ -155,3 +157,158 @@ def test_the_default_target_follows_the_processor(
         onnx.TensorProto.INT8 if exact else onnx.TensorProto.UINT8
     }
     assert any("ort-cpu-avx2" in note for note in result.notes) != exact
+
+
+def _budget(text: str) -> tuple[Budget, ...]:
+    return (Budget.parse(text),)
+
+
+@pytest.fixture
+def mixed() -> Recipe:
+    """Mixed precision without gradients."""
+    return Recipe(threads=1, effort="fast", search_samples=32)
+
+
+@pytest.mark.parametrize(
+    ("size", "search"), [("3800", None), ("3950", "genetic"), ("62%", "exact")]
+)
+def test_a_file_keeps_its_budget(
+    path: Path, data: Dataset, mixed: Recipe, size: str, search: str | None
+) -> None:
+    recipe = dataclasses.replace(mixed, budget=_budget(f"size={size}"), search=search)
+    result = onnxbrecq.quantize(path, data, recipe)
+    assert result.search is not None
+    (budget,) = result.search.budgets
+    most = 0.62 * path.stat().st_size if size.endswith("%") else float(size)
+    assert result.output.size_bytes <= most == budget.limit
+    assert result.output.size_bytes <= budget.used <= most
+    assert [layer.weight_bits for layer in (result.layers[0], result.layers[-1])] == [8, 8]
+    assert json.loads(json.dumps(result.as_json()))["search"]["method"] == (search or "exact")
+    told = onnxbrecq.inspect(result.output.path).as_json()["quantized"]["recipe"]
+    assert told["weights"] is None
+
+
+def test_a_budget_that_cannot_be_met_is_refused_before_anything_is_measured(
+    path: Path, data: Dataset, mixed: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("onnxbrecq.mixed.measured", never)
+    recipe = dataclasses.replace(mixed, budget=_budget("size=2kB"))
+    with pytest.raises(onnxbrecq.RecipeError, match=r"size = 2000B: the least.* is 3\d\d\dB"):
+        onnxbrecq.quantize(path, data, recipe)
+    assert not path.with_name("residual.quant.onnx").exists()
+
+
+def test_the_same_budget_gives_the_same_bytes(
+    path: Path, data: Dataset, mixed: Recipe, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(mixed, budget=_budget("size=4kB"))
+    outputs = [tmp_path / "first.onnx", tmp_path / "second.onnx"]
+    for output in outputs:
+        onnxbrecq.quantize(path, data, recipe, output=output)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_mixed_activations_are_emitted_from_the_plan(
+    path: Path, data: Dataset, mixed: Recipe, tmp_path: Path
+) -> None:
+    """Nodes in front of the layers that read fewer bits are made again from the plan alone."""
+    recipe = dataclasses.replace(
+        mixed, budget=_budget("bitops=2700k"), offered=(4, 8), offered_activations=(4, 8)
+    )
+    plan = tmp_path / "m.plan"
+    result = onnxbrecq.quantize(path, data, recipe, plan=plan)
+    bits = {layer.activation_bits for layer in result.layers}
+    assert bits == {4, 8}
+    assert result.search is not None
+    operations = sum(x.macs * x.weight_bits * x.activation_bits for x in result.layers)  # type: ignore[operator]
+    assert operations == result.search.budgets[0].used <= 2.7e6
+    again = onnxbrecq.emit_plan(path, plan, output=tmp_path / "again.onnx")
+    assert Path(again.output.path).read_bytes() == Path(result.output.path).read_bytes()
+
+
+def test_the_smallest_model_that_passes(
+    path: Path, data: Dataset, mixed: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = []
+    real = blockwise._improved
+
+    def counted(task: Task, part: Part, *rest: object, **more: object) -> object:
+        learned.append(part.block.name)
+        return real(task, part, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(blockwise, "_improved", counted)
+    recipe = dataclasses.replace(mixed, search="exact", max_drop=0.5)
+    result = onnxbrecq.quantize(path, data, recipe, evaluation=_labelled(path, data))
+    assert result.gate.met
+    assert result.search is not None
+    trials = result.search.trials
+    passed = [trial.size_bytes for trial in trials if trial.passed]
+    failed = [trial.size_bytes for trial in trials if not trial.passed]
+    assert result.output.size_bytes <= min(passed)
+    assert all(size < min(passed) for size in failed)
+    # The first block has the same bits and inputs each time; the others have not.
+    assert learned.count("Conv") == 1
+    assert learned.count("Conv_1") == len(trials) > 1
+
+
+def test_nothing_that_passes_ends_at_the_finest(path: Path, data: Dataset, mixed: Recipe) -> None:
+    recipe = dataclasses.replace(
+        mixed, search="exact", max_drop=0.0, offered=(2, 3), first_last=2, activations=2
+    )
+    result = onnxbrecq.quantize(path, data, recipe, evaluation=_labelled(path, data))
+    assert result.gate.met is False
+    assert [layer.weight_bits for layer in result.layers] == [2, 3, 3, 2]
+
+
+def test_a_search_for_nothing_is_refused(path: Path, data: Dataset) -> None:
+    with pytest.raises(onnxbrecq.RecipeError, match="for what"):
+        onnxbrecq.quantize(path, data, Recipe(search="exact"))
+
+
+def test_layers_are_pinned_and_left_in_float(path: Path, data: Dataset) -> None:
+    recipe = dataclasses.replace(_RECIPE, pinned={"Conv_?": 2, "Conv_2": None})
+    result = onnxbrecq.quantize(path, data, recipe)
+    assert [layer.weight_bits for layer in result.layers] == [8, 2, None, 8]
+    wrong = dataclasses.replace(_RECIPE, pinned={"Cnov": 8})
+    with pytest.raises(onnxbrecq.RecipeError, match="no layer is called 'Cnov'"):
+        onnxbrecq.quantize(path, data, wrong, force=True)
+
+
+def test_first_and_last_are_free_if_wished(path: Path, data: Dataset) -> None:
+    result = onnxbrecq.quantize(path, data, dataclasses.replace(_RECIPE, first_last=None))
+    assert [layer.weight_bits for layer in result.layers] == [4] * 4
+
+
+def test_a_front_rises_and_its_points_are_true(path: Path, data: Dataset, mixed: Recipe) -> None:
+    found = onnxbrecq.pareto(path, data, mixed, points=9, verify=2)
+    points = found.as_json()["points"]
+    assert len(points) > 3
+    assert all(a["cost"] < b["cost"] and a["loss"] > b["loss"]
+               for a, b in itertools.pairwise(points))  # fmt: skip
+    made = [point for point in points if point["verified"]]
+    assert made == [points[0], points[-1]]
+    assert all(p["verified"]["size_bytes"] <= p["cost"] for p in made)
+    low, high = (p["verified"]["fidelity"]["sqnr_db"] for p in made)
+    assert low < high
+    assert "Plotly" in found.as_html()
+
+
+def test_a_saved_table_is_used(
+    path: Path, data: Dataset, mixed: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps(onnxbrecq.sensitivities(path, data, mixed).as_json()))
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("onnxbrecq.mixed.measured", never)
+    recipe = dataclasses.replace(mixed, budget=_budget("size=4kB"))
+    result = onnxbrecq.quantize(path, data, recipe, sensitivity=table)
+    assert result.output.size_bytes <= 4000
+    table.write_text("{}")
+    with pytest.raises(onnxbrecq.DataError, match="cannot be read as a table"):
+        onnxbrecq.quantize(path, data, recipe, sensitivity=table, force=True)

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from onnxbrecq import blockwise
+from onnxbrecq import blockwise, curvature, parts
 from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.targets import ORT_CPU
@@ -103,7 +103,8 @@ def _inside(value: Any) -> Any:
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within the context the stand-in is chosen as a GPU would be."""
     with monkeypatch.context() as patch, _StandIn(), _Literals():
-        patch.setattr(blockwise, "learning_device", lambda _: _THERE)
+        for module in (parts, curvature):
+            patch.setattr(module, "learning_device", lambda _: _THERE)
         patch.setattr(device, "_free", lambda _: 1 << 30)
         optimizer = importlib.import_module("torch.optim.optimizer")
         patch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [_THERE.type])
