@@ -23,20 +23,25 @@ if TYPE_CHECKING:
         RecipeError,
     )
     from onnxbrecq.graph.inspection import inspect
-    from onnxbrecq.pipeline import quantize, validate
+    from onnxbrecq.pipeline import pareto, quantize, sensitivities, validate
     from onnxbrecq.plan import QuantPlan
-    from onnxbrecq.recipe import TARGETS, Preprocess, Recipe, Reconstruction
+    from onnxbrecq.recipe import TARGETS, Budget, Latency, Preprocess, Recipe, Reconstruction
     from onnxbrecq.report.result import Emission, Result
     from onnxbrecq.runtime.doctor import doctor
+    from onnxbrecq.search.findings import Exploration, Front
 
     __version__: str
 
 __all__ = [
     "TARGETS",
+    "Budget",
     "DataError",
     "Dataset",
     "Emission",
     "EmissionError",
+    "Exploration",
+    "Front",
+    "Latency",
     "ModelError",
     "OnnxbrecqError",
     "OutputError",
@@ -51,15 +56,21 @@ __all__ = [
     "doctor",
     "emit_plan",
     "inspect",
+    "pareto",
     "quantize",
+    "sensitivities",
     "validate",
 ]
 
 _HOMES = {
+    "Budget": "onnxbrecq.recipe",
     "DataError": "onnxbrecq.errors",
     "Dataset": "onnxbrecq.data.dataset",
     "Emission": "onnxbrecq.report.result",
     "EmissionError": "onnxbrecq.errors",
+    "Exploration": "onnxbrecq.search.findings",
+    "Front": "onnxbrecq.search.findings",
+    "Latency": "onnxbrecq.recipe",
     "ModelError": "onnxbrecq.errors",
     "OnnxbrecqError": "onnxbrecq.errors",
     "OutputError": "onnxbrecq.errors",
@@ -74,7 +85,9 @@ _HOMES = {
     "doctor": "onnxbrecq.runtime.doctor",
     "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",
+    "pareto": "onnxbrecq.pipeline",
     "quantize": "onnxbrecq.pipeline",
+    "sensitivities": "onnxbrecq.pipeline",
     "validate": "onnxbrecq.pipeline",
 }
 

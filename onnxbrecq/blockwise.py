@@ -7,18 +7,19 @@ keeps its former decisions.
 """
 
 import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from onnxbrecq import affine
+from onnxbrecq.curvature import swept
 from onnxbrecq.data.dataset import Samples
-from onnxbrecq.graph.extract import submodel
 from onnxbrecq.graph.points import Points
 from onnxbrecq.parts import (
     RUN_BATCH,
@@ -28,21 +29,21 @@ from onnxbrecq.parts import (
     Tensors,
     checked,
     deployed_error,
+    grouped,
+    heads_of,
     import_part,
+    problem_of,
     row_by_row,
     run,
 )
-from onnxbrecq.plan import QuantPlan, TensorQuant
+from onnxbrecq.plan import QuantPlan
 from onnxbrecq.progress import Progress
-from onnxbrecq.recon.device import learning_device
-from onnxbrecq.recon.fisher import FisherSweep
 from onnxbrecq.recon.optimise import reconstruct, steps
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem, on_grid
 from onnxbrecq.recon.resources import threads_limited
 from onnxbrecq.recon.second_order import round_second_order
 from onnxbrecq.report.result import BlockFacts
 from onnxbrecq.runtime.cache import ActivationCache
-from onnxbrecq.runtime.session import Session
 from onnxbrecq.state import State
 
 _FISHER_SAMPLES = 256
@@ -81,13 +82,14 @@ def walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None = 
 
 def _walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None) -> Walk:
     parts = [import_part(task, block) for block in task.blocks]
-    weights = _fisher(task, parts, progress)
+    weights = _fisher_weights(task, parts, progress)
     floats, quantized = ActivationCache(task.data.inputs), ActivationCache(task.data.inputs)
     facts = []
+    lineage = _lineage(parts, plan)
     for i, part in enumerate(parts):
         progress("reconstruct", i, len(parts), part.block.name)
         data = _data(task, part, floats, quantized, weights)
-        recalled = state.recall(i) if state else None
+        recalled = state.recall(f"{i:04d}-{lineage[i]}") if state else None
         if recalled:
             outcome = _recalled(task, part, plan, data, recalled)
         else:
@@ -95,7 +97,11 @@ def _walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None) 
                 task, checked(task, part, data), plan, data, seed=task.recipe.seed + i
             )
         if state and not recalled:
-            state.keep(i, _difference(plan, outcome.plan), dataclasses.asdict(outcome.facts))
+            state.keep(
+                f"{i:04d}-{lineage[i]}",
+                _difference(plan, outcome.plan),
+                dataclasses.asdict(outcome.facts),
+            )
         plan = outcome.plan
         facts.append(outcome.facts)
         needed = {name for later in parts[i + 1 :] for name in later.block.inputs}
@@ -104,6 +110,23 @@ def _walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None) 
         del data, outcome  # what only they hold makes room for the next block
     progress("reconstruct", len(parts), len(parts))
     return Walk(plan, tuple(facts))
+
+
+def _lineage(parts: Sequence[Part], plan: QuantPlan) -> list[str]:
+    """Of each block, what stands for its bits and those of all blocks that its inputs come from.
+
+    Where it is the same, so are the inputs and what the block learns from them.
+    """
+    found: list[str] = []
+    makers: dict[str, str] = {}  # tensor → what stands for the block that made it
+    for part in parts:
+        names = {name for node in part.model.nodes for name in (*node.input, *node.output)}
+        bits = {name: plan.tensors[name].qtype.bits for name in names if name in plan.tensors}
+        before = [makers.get(name, "") for name in part.block.inputs]
+        text = json.dumps([part.block.nodes, sorted(bits.items()), before])
+        found.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+        makers.update(dict.fromkeys(part.block.outputs, found[-1]))
+    return found
 
 
 def _data(
@@ -127,7 +150,7 @@ def _improved(task: Task, part: Part, plan: QuantPlan, data: BlockData, *, seed:
     before = after = deployed_error(task, part, plan, held)
     note, iterations = part.reason, 0
     settings = task.recipe.settings()
-    problem = None if before is None else _problem(task, part, plan)
+    problem = None if before is None else problem_of(task, part, plan)
     if problem is not None and before is not None:
         iterations = steps(problem, settings)
         ends = []
@@ -181,12 +204,12 @@ def _with_better_steps(task: Task, part: Part, plan: QuantPlan, data: BlockData)
     # Not rows of the targets: an output need not have one for each sample.
     some = dataclasses.replace(some, targets=run(task, part, None, some.float_inputs))
     best = deployed_error(task, part, plan, some)
-    for head in _heads(part, task.points, plan):
+    for head in heads_of(part, task.points, plan):
         ceiling, start = task.points.points[head].ceiling, best
         for factor, most in _STEP_FACTORS:
             for _ in range(most if best is not None and best == start else 0):
                 quant = affine.rescaled(plan.tensors[head], factor, ceiling)
-                tried = plan.updated(_grouped({head: quant}, task.points), {})
+                tried = plan.updated(grouped({head: quant}, task.points), {})
                 error = deployed_error(task, part, tried, some)
                 if error is None or best is None or error >= best * _STEP_GAIN:
                     break
@@ -214,26 +237,6 @@ def _difference(former: QuantPlan, plan: QuantPlan) -> QuantPlan:
         {n: quant for n, quant in plan.tensors.items() if former.tensors.get(n) is not quant},
         {n: bias for n, bias in plan.biases.items() if former.biases.get(n) is not bias},
     )
-
-
-def _problem(task: Task, part: Part, plan: QuantPlan) -> Problem | None:
-    """What the block can learn; None where there is nothing, or no wish to."""
-    # A weight with one scale for all its channels is rounded to nearest: learning goes by channels.
-    planned = [name for name in part.block.weights if name in plan.tensors]
-    weights = [name for name in planned if plan.tensors[name].axis is not None]
-    if part.torch is None or not weights:
-        return None
-    biases = [layer.bias for layer in task.points.layers.values() if layer.weight in weights]
-    constants = {
-        name: np.asarray(task.model.initializers[name], np.float32)
-        for name in (*weights, *biases)
-        if name is not None
-    }
-    heads = _heads(part, task.points, plan)
-    return Problem(
-        part.torch, part.alone, plan, task.points, part.model.nodes, heads, constants,
-        learning_device(task.recipe.device),
-    )  # fmt: skip
 
 
 def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> Iterator[QuantPlan]:
@@ -270,40 +273,12 @@ def _is_finite(samples: Samples) -> bool:
 
 def _told(plan: QuantPlan, decisions: Decisions, points: Points) -> QuantPlan:
     """The plan with a block's decisions; those for the head of a group hold for all its tensors."""
-    return plan.updated(_grouped(decisions.tensors, points), decisions.biases)
+    return plan.updated(grouped(decisions.tensors, points), decisions.biases)
 
 
-def _heads(part: Part, points: Points, plan: QuantPlan) -> tuple[str, ...]:
-    """The activations made in the block that own a quantizer."""
-    made = [name for node in part.model.nodes for name in node.output]
-    return tuple(n for n in made if n in plan.tensors and points.points[n].group == n)
-
-
-def _grouped(learned: Mapping[str, TensorQuant], points: Points) -> dict[str, TensorQuant]:
-    """The decisions, those for the head of a group handed to all its tensors."""
-    found = dict(learned)
-    for name, point in points.points.items():
-        if point.kind == "activation" and point.group in learned:
-            found[name] = learned[point.group]
-    return found
-
-
-def _fisher(task: Task, parts: Sequence[Part], progress: Progress) -> Arrays:
+def _fisher_weights(task: Task, parts: Sequence[Part], progress: Progress) -> Arrays:
     """Fisher weights of the blocks' outputs; empty for plain squared error."""
     settings = task.recipe.settings()
     if settings.loss != "fisher" or not task.model.batched or settings.iterations == 0:
         return {}
-    floats = [n for n in task.model.outputs if task.model.dtypes.get(n) == onnx.TensorProto.FLOAT]
-    first = task.model.outputs[:1]
-    outputs = first if len(task.model.shapes.get(first[0], ())) == 2 else tuple(floats)
-    names = tuple(dict.fromkeys(name for part in parts for name in part.block.outputs))
-    probe = submodel(task.model, list(task.model.nodes), task.model.inputs, names)
-    session = Session(probe.proto, threads=task.recipe.threads)
-    device = learning_device(task.recipe.device)
-    sweep = FisherSweep([part.torch for part in parts], task.recipe.seed, device)
-    count, done = min(len(task.data), _FISHER_SAMPLES), 0
-    for feed in task.data.batches(RUN_BATCH, count):
-        sweep.add({**feed, **session.run(feed)}, outputs)
-        done = min(done + RUN_BATCH, count)
-        progress("curvature", done, count)
-    return sweep.weights()
+    return swept(task, parts, _FISHER_SAMPLES, progress).weights()

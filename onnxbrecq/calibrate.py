@@ -1,4 +1,4 @@
-"""The first decision for every point: bits, the target's grid, the range of least squared error.
+"""The first decision for every point, at given bits: the target's grid, the least squared error.
 
 Activations are sampled from the float model in ONNX Runtime; weights are taken as they are. What
 comes out is round-to-nearest quantization, which reconstruction then improves. A tensor without a
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxbrecq import affine
+from onnxbrecq.bits import Allocation, uniform_bits
 from onnxbrecq.data.dataset import Dataset, whole
 from onnxbrecq.emit.targets import target_for
 from onnxbrecq.errors import DataError
@@ -31,6 +32,85 @@ _BIAS_ROOM = 2.0**27  # largest integer a bias may reach at calibration; int32 h
 Array = NDArray[np.float32]
 
 
+class Calibration:
+    """The first decision for every point at any bits: activations are sampled once."""
+
+    def __init__(
+        self, model: Model, points: Points, values: Mapping[str, Array], recipe: Recipe
+    ) -> None:
+        """Of `values`: samples of each activation that owns a quantizer."""
+        self._model, self._points, self._recipe = model, points, recipe
+        self._values = values
+        self._target = target_for(
+            recipe.target, saturates=False
+        )  # for onnxruntime, saturating or not
+        self._known: dict[tuple[str, int, float], TensorQuant] = {}
+
+    def of(self, model: Model, points: Points) -> "Calibration":
+        """The same for a model whose activations are among those that were sampled."""
+        return Calibration(model, points, self._values, self._recipe)
+
+    def plan(self, bits: Allocation) -> QuantPlan:
+        """The round-to-nearest plan; tensors without a range are not in it."""
+        tensors: dict[str, TensorQuant] = {}
+        heads = activation_bits(self._points, self._recipe, bits)
+        for head, width in heads.items():
+            if self._values[head].size and np.isfinite(self._values[head]).all():
+                tensors[head] = self._activation(head, width)
+        for name, point in self._points.points.items():
+            if point.kind == "activation" and point.group in tensors:
+                tensors[name] = tensors[point.group]
+        for name, layer in self._points.layers.items():
+            width = bits[name].weight
+            if width is not None:
+                tensors[layer.weight] = self.weight(layer, width, tensors.get(layer.data))
+        return QuantPlan(
+            tensors,
+            source_sha256=self._model.source_sha256,
+            recipe=self._recipe.decisive().as_json(),
+        )
+
+    def weight(self, layer: Layer, width: int, data: TensorQuant | None) -> TensorQuant:
+        """The weight of so many bits at its nearest levels, beside the decision for its data."""
+        scale = 0.0 if data is None else float(data.scale)
+        key = layer.weight, width, scale
+        if key not in self._known:
+            grid = self._target.weight_grid(width, layer.op, integer_data=data is not None)
+            axis = layer.axis if layer.op in self._target.per_channel else None
+            self._known[key] = _weight_quant(self._model, layer, QType(width, grid), axis, data)
+        return self._known[key]
+
+    def _activation(self, head: str, width: int) -> TensorQuant:
+        key = head, width, 0.0
+        if key not in self._known:
+            point = self._points.points[head]
+            self._known[key] = affine.activation_quant(
+                self._values[head],
+                width,
+                self._target.activation_grids[0],
+                ceiling=point.ceiling,
+                nonnegative=point.nonnegative,
+            )
+        return self._known[key]
+
+
+def sampled(
+    model: Model,
+    points: Points,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    progress: Progress = silent,
+) -> Calibration:
+    """The activations of the float model, seen on some samples.
+
+    Raises:
+        DataError: an activation of the float model is NaN; names the tensor.
+    """
+    heads = list(activation_bits(points, recipe, uniform_bits(points, recipe)))
+    return Calibration(model, points, _sample(model, heads, data, recipe, progress), recipe)
+
+
 def calibrate(
     model: Model,
     points: Points,
@@ -39,61 +119,34 @@ def calibrate(
     *,
     progress: Progress = silent,
 ) -> QuantPlan:
-    """The round-to-nearest plan of `model`; tensors without a range are not in it.
+    """The round-to-nearest plan of `model` at uniform bits; tensors without a range are not in it.
 
     Raises:
         DataError: an activation of the float model is NaN; names the tensor.
     """
-    target = target_for(recipe.target, saturates=False)  # for onnxruntime, saturating or not
-    tensors: dict[str, TensorQuant] = {}
-    if recipe.activations is not None:
-        bits = activation_bits(points, recipe)
-        values = _sample(model, list(bits), data, recipe, progress)
-        for head, width in bits.items():
-            point = points.points[head]
-            if not values[head].size or not np.isfinite(values[head]).all():
-                continue
-            tensors[head] = affine.activation_quant(
-                values[head],
-                width,
-                target.activation_grids[0],
-                ceiling=point.ceiling,
-                nonnegative=point.nonnegative,
-            )
-        for name, point in points.points.items():
-            if point.kind == "activation" and point.group in tensors:
-                tensors[name] = tensors[point.group]
-    for layer in points.layers.values():
-        width = recipe.first_last if layer.edge else recipe.weights
-        grid = target.weight_grid(width, layer.op, integer_data=layer.data in tensors)
-        qtype = QType(width, grid)
-        axis = layer.axis if layer.op in target.per_channel else None
-        tensors[layer.weight] = _weight_quant(model, layer, qtype, axis, tensors.get(layer.data))
-    return QuantPlan(tensors, source_sha256=model.source_sha256, recipe=recipe.decisive().as_json())
+    found = sampled(model, points, data, recipe, progress=progress)
+    return found.plan(uniform_bits(points, recipe))
 
 
 def without_range(points: Points, plan: QuantPlan, recipe: Recipe) -> tuple[str, ...]:
     """The tensors that stay float because calibration found no range for them."""
-    heads = () if recipe.activations is None else tuple(activation_bits(points, recipe))
+    heads = activation_bits(points, recipe, uniform_bits(points, recipe))
     return tuple(head for head in heads if head not in plan.tensors)
 
 
-def activation_bits(points: Points, recipe: Recipe) -> dict[str, int]:
-    """Group head → bits: as asked where a layer reads it, 8 where other operators do.
+def activation_bits(points: Points, recipe: Recipe, bits: Allocation) -> dict[str, int]:
+    """Group head → bits: the most that a layer reads, 8 where other operators do.
 
     16 bits hold for all: runtimes want one type for all operands of an operator.
     """
-    assert recipe.activations is not None
+    if recipe.activations is None:
+        return {}
+    heads = (name for name, point in points.points.items() if point.group == name)
+    activations = [name for name in heads if points.points[name].kind == "activation"]
     if recipe.activations > 8:
-        heads = (name for name, point in points.points.items() if point.group == name)
-        return {n: recipe.activations for n in heads if points.points[n].kind == "activation"}
-    found = {}
-    for name, point in points.points.items():
-        if point.kind == "activation" and point.group == name:
-            edges = [points.layers[layer].edge for layer in point.layers]
-            widths = [recipe.first_last if edge else recipe.activations for edge in edges]
-            found[name] = max(widths, default=8)
-    return found
+        return dict.fromkeys(activations, recipe.activations)
+    widths = {n: [bits[x].data for x in points.points[n].layers] for n in activations}
+    return {n: max((w for w in found if w is not None), default=8) for n, found in widths.items()}
 
 
 def _weight_quant(

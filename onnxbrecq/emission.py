@@ -15,7 +15,7 @@ from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.targets import Target, target_by_name, target_for
 from onnxbrecq.errors import EmissionError, PlanError
 from onnxbrecq.graph.check import objection
-from onnxbrecq.graph.fork import fork
+from onnxbrecq.graph.fork import fork, forked
 from onnxbrecq.graph.load import load
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
@@ -29,6 +29,8 @@ from onnxbrecq.runtime.doctor import saturation_free
 from onnxbrecq.runtime.session import Session
 
 PathLike = str | os.PathLike[str]
+
+_FEW = 4  # any bits below those of all other activations
 
 
 def emit_plan(
@@ -66,7 +68,7 @@ def emit_plan(
     _check_origin(saved, decisions, original)
     for place in places(destination, original.source_bytes):
         claim(place, force=force, sources=(*original.files, saved))
-    float_model = fork(original, _activations(decisions))
+    float_model = fork(original, _FEW, forked(original, decisions.tensors))
     _check_fit(saved, decisions, float_model)
     proto = emitted(float_model, decisions, runtime)
     files = written(proto, destination)
@@ -132,12 +134,6 @@ def written(
     others = {path: [content] for path, content in (beside or {}).items()}
     write_together({**others, **files})
     return sorted(files)
-
-
-def _activations(plan: QuantPlan) -> int | None:
-    """The bits asked for what layers read; None: float."""
-    bits = plan.recipe.get("activations")
-    return bits if isinstance(bits, int) else None
 
 
 def _check_origin(path: Path, plan: QuantPlan, model: Model) -> None:

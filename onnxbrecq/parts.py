@@ -18,10 +18,11 @@ from onnxbrecq.graph.blocks import Block
 from onnxbrecq.graph.extract import extract
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import Points
-from onnxbrecq.plan import QuantPlan
+from onnxbrecq.plan import QuantPlan, TensorQuant
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.bridge import BridgeError, TorchBlock, import_block
-from onnxbrecq.recon.problem import BlockData
+from onnxbrecq.recon.device import learning_device
+from onnxbrecq.recon.problem import BlockData, Problem
 from onnxbrecq.runtime.cache import Storage
 from onnxbrecq.runtime.session import Session, run_batches
 
@@ -124,6 +125,15 @@ def deployed_error(task: Task, part: Part, plan: QuantPlan, data: BlockData) -> 
 def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float | None:
     """Weighted squared error of a block's outputs, relative to their weighted energy.
 
+    None as of `energies`.
+    """
+    found = energies(outputs, targets, weights)
+    return None if found is None else found[0] / max(found[1], float(np.finfo(np.float32).tiny))
+
+
+def energies(outputs: Tensors, targets: Tensors, weights: Arrays) -> tuple[float, float] | None:
+    """Weighted sums of squares of a block's errors, and of its targets, over all samples.
+
     Where a target is not finite (behind a mask), nothing is compared. None if an output has another
     shape than its target: the number of boxes found, say.
     """
@@ -142,9 +152,44 @@ def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float
             made = np.where(known, outputs[name][part], 0)
             error += float((weight * np.square(made - wanted, dtype=np.float64)).sum())
             energy += float((weight * np.square(wanted, dtype=np.float64)).sum())
-    return error / max(energy, float(np.finfo(np.float32).tiny))
+    return error, energy
 
 
 def row_by_row(data: BlockData) -> bool:
     """Whether every output has a row for each sample."""
     return all(len(target) == len(data) for target in data.targets.values())
+
+
+def problem_of(task: Task, part: Part, plan: QuantPlan) -> Problem | None:
+    """What the block can learn; None where there is nothing, or no wish to."""
+    # A weight with one scale for all its channels is rounded to nearest: learning goes by channels.
+    planned = [name for name in part.block.weights if name in plan.tensors]
+    weights = [name for name in planned if plan.tensors[name].axis is not None]
+    if part.torch is None or not weights:
+        return None
+    biases = [layer.bias for layer in task.points.layers.values() if layer.weight in weights]
+    constants = {
+        name: np.asarray(task.model.initializers[name], np.float32)
+        for name in (*weights, *biases)
+        if name is not None
+    }
+    heads = heads_of(part, task.points, plan)
+    return Problem(
+        part.torch, part.alone, plan, task.points, part.model.nodes, heads, constants,
+        learning_device(task.recipe.device),
+    )  # fmt: skip
+
+
+def heads_of(part: Part, points: Points, plan: QuantPlan) -> tuple[str, ...]:
+    """The activations made in the block that own a quantizer."""
+    made = [name for node in part.model.nodes for name in node.output]
+    return tuple(n for n in made if n in plan.tensors and points.points[n].group == n)
+
+
+def grouped(learned: Mapping[str, TensorQuant], points: Points) -> dict[str, TensorQuant]:
+    """The decisions, those for the head of a group handed to all its tensors."""
+    found = dict(learned)
+    for name, point in points.points.items():
+        if point.kind == "activation" and point.group in learned:
+            found[name] = learned[point.group]
+    return found

@@ -1,62 +1,52 @@
 """The order of the stages: the only module that knows it."""
 
-import contextlib
 import dataclasses
+import json
 import os
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import onnx
 
+from onnxbrecq.bits import Allocation
 from onnxbrecq.blockwise import walk
-from onnxbrecq.calibrate import calibrate, without_range
-from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emission import emitted, written
-from onnxbrecq.emit.targets import Target, permit, run_here, target_for
-from onnxbrecq.forecast import forecast
-from onnxbrecq.graph.blocks import partition
-from onnxbrecq.graph.fork import fork
+from onnxbrecq.errors import DataError, EmissionError
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import Model
-from onnxbrecq.graph.points import find_points
 from onnxbrecq.graph.provenance import provenance
-from onnxbrecq.graph.write import places
-from onnxbrecq.output import claim
-from onnxbrecq.parts import Task
+from onnxbrecq.graph.write import contents
+from onnxbrecq.mixed import Space, chosen, explored, limits, smallest
+from onnxbrecq.plan import QuantPlan
+from onnxbrecq.preparation import Clock, Prepared, labelled_of, prepared, samples_of
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
-from onnxbrecq.recon.device import learning_device
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
-from onnxbrecq.report.result import BlockFacts, Result
-from onnxbrecq.runtime.cache import Storage
-from onnxbrecq.runtime.doctor import environment, saturation_free
+from onnxbrecq.report.result import (
+    Accuracy,
+    BlockFacts,
+    BudgetFacts,
+    Fidelity,
+    Gate,
+    Result,
+    SearchFacts,
+    TrialFacts,
+)
+from onnxbrecq.runtime.doctor import environment
 from onnxbrecq.runtime.memory import peak
-from onnxbrecq.state import digest, opened
-from onnxbrecq.validation.validate import Validation
+from onnxbrecq.search.allocate import Found, Limit
+from onnxbrecq.search.findings import Exploration, Front, Point, Verified, predicted_db
+from onnxbrecq.search.front import POINTS, front
+from onnxbrecq.search.table import Sensitivity
+from onnxbrecq.state import State, opened
+from onnxbrecq.validation.validate import Validation, measure
 from onnxbrecq.validation.validate import validate as validate_files
 
 PathLike = str | os.PathLike[str]
-
-
-@dataclass
-class _Clock:
-    """Seconds of each stage, in order."""
-
-    started: float = field(default_factory=time.perf_counter)
-    stages: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - begin
-
-    def total(self) -> float:
-        return time.perf_counter() - self.started
 
 
 def quantize(
@@ -67,6 +57,7 @@ def quantize(
     evaluation: PathLike | Dataset | None = None,
     output: PathLike | None = None,
     plan: PathLike | None = None,
+    sensitivity: PathLike | None = None,
     work_dir: PathLike | None = None,
     resume: bool = True,
     force: bool = False,
@@ -81,6 +72,7 @@ def quantize(
         evaluation: labelled samples; None: STEM.eval.npz beside the model, else none.
         output: where to write; None: STEM.quant.onnx beside the model.
         plan: where the decisions are kept beside it, for `emit_plan`; None: nowhere.
+        sensitivity: the JSON of `sensitivities`, for mixed precision; None: they are measured.
         work_dir: where finished blocks are kept until the output is written, so that a run that
             was cut off goes on where it was; None: OUTPUT.work beside the output.
         resume: go on with what is there; False: start afresh.
@@ -88,60 +80,42 @@ def quantize(
         progress: told of every step.
 
     Raises:
-        RecipeError: the target does not take what the recipe asks for; before any work.
+        RecipeError: the target does not take what the recipe asks for; before any work. Or no
+            allocation of bits keeps a budget.
         ModelError: the model cannot be read or run.
         DataError: the data does not fit the model.
         EmissionError: a decision cannot be written.
         OutputError: the output cannot be written.
     """
-    target, here, notes = _target(recipe or Recipe())
-    recipe = dataclasses.replace(recipe or Recipe(), target=target.name)
-    learning_device(recipe.device)  # said before any work, if it is not there
-    clock = _Clock()
+    clock = Clock()
     source = Path(model)
     destination = Path(output) if output else source.with_name(f"{source.stem}.quant.onnx")
     folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
-    with clock.stage("load"):
-        float_model = load(source)
-        kept = () if plan is None else (Path(plan),)
-        for place in (*places(destination, float_model.source_bytes), *kept):
-            claim(place, force=force, sources=float_model.files)
-        samples, cut = _samples(data, float_model, recipe)
-        float_model = fork(float_model, recipe.activations)
-    points, blocks = find_points(float_model), partition(float_model)
-    with clock.stage("forecast"):
-        movable = 0 if samples is data else samples.nbytes
-        ahead = forecast(float_model, blocks, points, samples, recipe, movable=movable)
-        progress("forecast", 1, 1, ahead.told())
-    storage = Storage(max(ahead.room, 0), folder.parent)
-    with clock.stage("load"):
-        samples = samples if samples is data else storage.kept(samples)
-        labelled, more = _labelled(evaluation, float_model, recipe)
-        if labelled is not None and labelled is not evaluation:
-            labelled = storage.kept(labelled)
-    with clock.stage("calibrate"):
-        decisions = calibrate(float_model, points, samples, recipe, progress=progress)
-        decisions = dataclasses.replace(decisions, data_sha256=digest(samples.inputs))
-    notes = (*notes, *cut, *more, *_left_float(without_range(points, decisions, recipe)))
-    task = Task(float_model, blocks, points, samples, recipe, here, storage)
-    with opened(folder, _key(task, decisions.data_sha256), resume=resume) as state:
-        with clock.stage("reconstruct"):
-            walked = walk(task, decisions, progress, state)
+    kept = () if plan is None else (Path(plan),)
+    ready = prepared(
+        source, recipe or Recipe(), data=data, evaluation=evaluation, folder=folder, clock=clock,
+        progress=progress, written=(destination, *kept), force=force,
+    )  # fmt: skip
+    with opened(folder, ready.key(), resume=resume) as state:
+        best = _decided(ready, clock, progress, state, _table(sensitivity))
         with clock.stage("emit"):
-            proto = emitted(float_model, walked.plan, target)
-            beside = {path: walked.plan.as_bytes() for path in kept}
-            files = written(proto, destination, threads=recipe.threads, beside=beside)
+            proto = emitted(best.model, best.plan, ready.target)
+            _check_size(proto, best.search)
+            beside = {path: best.plan.as_bytes() for path in kept}
+            files = written(proto, destination, threads=ready.recipe.threads, beside=beside)
         state.discard()
     with clock.stage("validate"):
         validation = validate_files(
-            destination, float_model, samples=samples, labelled=labelled,
-            max_drop=recipe.max_drop, min_integer=recipe.min_integer,
-            target=recipe.target, threads=recipe.threads, progress=progress,
+            destination, ready.task.model, samples=ready.task.data, labelled=ready.labelled,
+            max_drop=ready.recipe.max_drop, min_integer=ready.recipe.min_integer,
+            target=ready.recipe.target, threads=ready.recipe.threads, progress=progress,
         )  # fmt: skip
-    return _result(
-        float_model, files, proto,
-        blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock, notes=notes,
+    result = _result(
+        ready.task.model, files, proto,
+        blocks=best.blocks, validation=validation, recipe=ready.recipe, clock=clock,
+        notes=(*ready.notes, *best.notes),
     )  # fmt: skip
+    return dataclasses.replace(result, search=best.search)
 
 
 def validate(
@@ -159,15 +133,15 @@ def validate(
     are no labelled ones.
     """
     recipe = recipe or Recipe()
-    clock = _Clock()
+    clock = Clock()
     destination = Path(quantized)
     with clock.stage("load"):
         float_model = load(Path(reference))
         proto, files = read(destination)
-        labelled, notes = _labelled(evaluation, float_model, recipe)
+        labelled, notes = labelled_of(evaluation, float_model, recipe)
         samples = labelled
         if samples is None:
-            samples, notes = _samples(data, float_model, recipe)
+            samples, notes = samples_of(data, float_model, recipe)
     with clock.stage("validate"):
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
@@ -181,97 +155,250 @@ def validate(
     )  # fmt: skip
 
 
-_Read = tuple[Dataset, tuple[str, ...]]  # samples, and what a user should know of them
+def sensitivities(
+    model: PathLike,
+    data: PathLike | Dataset | None = None,
+    recipe: Recipe | None = None,
+    *,
+    check_output: bool = False,
+    work_dir: PathLike | None = None,
+    resume: bool = True,
+    progress: Progress = silent,
+) -> Exploration:
+    """What each layer of the model loses at each of the bits that the recipe offers.
+
+    Args:
+        model: a float ONNX file.
+        data: unlabelled samples; None: STEM.calib.npz beside the model.
+        recipe: what is offered; None: the defaults.
+        check_output: also measure the divergence at the network's output, layer by layer.
+        work_dir: where finished blocks are kept until all are; None: STEM.sensitivity.work beside
+            the model.
+        resume: go on with what is there; False: start afresh.
+        progress: told of every step.
+
+    Raises:
+        RecipeError, ModelError, DataError, OutputError: as `quantize`.
+    """
+    clock, folder = Clock(), _beside(model, "sensitivity", work_dir)
+    ready = prepared(
+        Path(model), _mixed(recipe), data=data, evaluation=None, folder=folder, clock=clock,
+        progress=progress,
+    )  # fmt: skip
+    with opened(folder, ready.key(), resume=resume) as state:
+        space = _explored(ready, clock, progress, state, None, check_output=check_output)
+        state.discard()
+    return Exploration(
+        version("onnxbrecq"), source_facts(ready.original), _layers(ready), space.table,
+        {key: space.cost(key) for key in ("size", "bitops")},
+        (*ready.original.notes, *ready.notes, *space.table.notes),
+    )  # fmt: skip
 
 
-def _samples(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> _Read:
-    if isinstance(data, Dataset):
-        return _whole(data, model)
-    found = sources.calibration(None if data is None else str(data), model, recipe.preprocess)
-    return _whole(found, model)
+def pareto(
+    model: PathLike,
+    data: PathLike | Dataset | None = None,
+    recipe: Recipe | None = None,
+    *,
+    cost: str = "size",
+    points: int = POINTS,
+    verify: int = 0,
+    evaluation: PathLike | Dataset | None = None,
+    sensitivity: PathLike | None = None,
+    work_dir: PathLike | None = None,
+    resume: bool = True,
+    progress: Progress = silent,
+) -> Front:
+    """The least predicted loss at each cost, from the cheapest model to the best.
+
+    Args:
+        model: a float ONNX file.
+        data: unlabelled calibration samples; None: STEM.calib.npz beside the model.
+        recipe: what is offered, and budgets on other costs; None: the defaults.
+        cost: `size`, `bitops` or `latency`.
+        points: how many budgets, evenly spaced.
+        verify: how many of the points are really quantized, and measured.
+        evaluation: labelled samples, for those; None: STEM.eval.npz beside the model, else none.
+        sensitivity: the JSON of `sensitivities`; None: they are measured.
+        work_dir: where finished blocks are kept until all is done; None: STEM.pareto.work beside
+            the model.
+        resume: go on with what is there; False: start afresh.
+        progress: told of every step.
+
+    Raises:
+        RecipeError, ModelError, DataError, EmissionError, OutputError: as `quantize`.
+    """
+    clock, folder = Clock(), _beside(model, "pareto", work_dir)
+    ready = prepared(
+        Path(model), _mixed(recipe), data=data, evaluation=evaluation, folder=folder, clock=clock,
+        progress=progress,
+    )  # fmt: skip
+    with opened(folder, ready.key(), resume=resume) as state:
+        space = _explored(ready, clock, progress, state, _table(sensitivity))
+        asked = limits(space, [b for b in ready.recipe.budget if b.key != cost])
+        found = front(space.problem, space.cost(cost), asked, points, progress)
+        picked = set(np.linspace(0, len(found) - 1, min(verify, len(found))).round().astype(int))
+        made = tuple(
+            Point(f, _verified(ready, space, f, progress, state) if i in picked else None)
+            for i, f in enumerate(found)
+        )
+        state.discard()
+    return Front(
+        version("onnxbrecq"), source_facts(ready.original), _layers(ready), space.table,
+        space.cost(cost), made, (*ready.original.notes, *ready.notes, *space.table.notes),
+    )  # fmt: skip
 
 
-def _labelled(
-    data: PathLike | Dataset | None, model: Model, recipe: Recipe
-) -> _Read | tuple[None, tuple[str, ...]]:
-    if isinstance(data, Dataset):
-        return _whole(data, model)
-    found = sources.evaluation(None if data is None else str(data), model, recipe.preprocess)
-    return (None, ()) if found is None else _whole(found, model)
+def _beside(model: PathLike, kind: str, work_dir: PathLike | None) -> Path:
+    source = Path(model)
+    return Path(work_dir) if work_dir else source.with_name(f"{source.stem}.{kind}.work")
 
 
-def _whole(data: Dataset, model: Model) -> _Read:
-    """The data in whole batches, as a model takes it, and a line on what was left out."""
-    kept = data.whole(model.file_batch)
-    left = len(data) - len(kept)
-    if not left:
-        return kept, ()
-    note = f"the last {left} samples are left out: the model takes {model.file_batch} at a time"
-    return kept, (f"{data.origin}: {note}" if data.origin else note,)
+def _mixed(recipe: Recipe | None) -> Recipe:
+    """The recipe with mixed precision on."""
+    recipe = recipe or Recipe()
+    return dataclasses.replace(recipe, search=recipe.search or "exact")
 
 
-def _target(recipe: Recipe) -> tuple[Target, Target, tuple[str, ...]]:
-    """The runtime the model is for, what stands for it here, and what its reader should know."""
-    saturates = not saturation_free()
-    target = target_for(recipe.target, saturates=saturates)
-    permit(target, recipe)
-    here = run_here(target, saturates=saturates)
-    return target, here, (*_of_processor(recipe, target, saturates=saturates),
-                          *_of_target(recipe, target, here))  # fmt: skip
+def _table(path: PathLike | None) -> Sensitivity | None:
+    """The saved table of sensitivities, if one was given.
+
+    Raises:
+        DataError: the file cannot be read, or is no such table.
+    """
+    if path is None:
+        return None
+    try:
+        found = json.loads(Path(path).read_bytes())
+        return Sensitivity.from_json(found["sensitivity"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read as a table of sensitivities: {error}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The decisions that are to be written, and how they came about."""
+
+    model: Model
+    plan: QuantPlan
+    blocks: tuple[BlockFacts, ...]
+    search: SearchFacts | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _decided(
+    ready: Prepared, clock: Clock, progress: Progress, state: State, table: Sensitivity | None
+) -> _Best:
+    """All decisions: at uniform bits, at the best for the budgets, or at the fewest that pass."""
+    if not ready.recipe.mixed:
+        return _learned(ready, ready.uniform(), clock, progress, state)
+    space = _explored(ready, clock, progress, state, table)
+    asked, trials = limits(space, ready.recipe.budget), []
+
+    def passes(found: Found) -> bool:
+        best = _learned(ready, space.all_bits(found.bits), clock, progress, state)
+        with clock.stage("search"):
+            gate = _measured(ready, best, progress)[2]
+        trials.append(TrialFacts(found.costs["size"], found.loss, bool(gate.met), gate.reason))
+        return bool(gate.met)
+
+    if asked:
+        with clock.stage("search"):
+            found = chosen(space, asked)
+    elif ready.recipe.max_drop is not None:
+        found, _ = smallest(space, passes, progress)
+    else:
+        with clock.stage("search"):
+            found = chosen(space, [])
+    best = _learned(ready, space.all_bits(found.bits), clock, progress, state)
+    search = dataclasses.replace(_search(space, found, asked), trials=tuple(trials))
+    return dataclasses.replace(best, search=search, notes=space.table.notes)
+
+
+def _learned(
+    ready: Prepared, bits: Allocation, clock: Clock, progress: Progress, state: State
+) -> _Best:
+    """The model's decisions at these bits; blocks that the state knows at them are not learned."""
+    task, plan = ready.at(bits)
+    with clock.stage("reconstruct"):
+        walked = walk(task, plan, progress, state)
+    return _Best(task.model, walked.plan, walked.blocks)
+
+
+def _measured(
+    ready: Prepared, best: _Best, progress: Progress
+) -> tuple[Accuracy | None, Fidelity | None, Gate]:
+    """Accuracy, fidelity and gate of the decisions, as they would be written for here."""
+    proto = emitted(best.model, best.plan, ready.task.target)
+    return measure(
+        proto, ready.original, samples=ready.task.data, labelled=ready.labelled,
+        max_drop=ready.recipe.max_drop, threads=ready.recipe.threads, progress=progress,
+    )  # fmt: skip
+
+
+def _explored(
+    ready: Prepared,
+    clock: Clock,
+    progress: Progress,
+    state: State,
+    table: Sensitivity | None,
+    *,
+    check_output: bool = False,
+) -> Space:
+    with clock.stage("sensitivity"):
+        return explored(
+            ready.task, ready.calibration, ready.target, ready.data_sha256, progress,
+            state=state, table=table, check_output=check_output,
+        )  # fmt: skip
+
+
+def _verified(
+    ready: Prepared, space: Space, found: Found, progress: Progress, state: State
+) -> Verified:
+    """The point, really quantized."""
+    best = _learned(ready, space.all_bits(found.bits), Clock(), progress, state)
+    size = _bytes(emitted(best.model, best.plan, ready.target))
+    accuracy, nearness, _ = _measured(ready, best, progress)
+    return Verified(size, accuracy, nearness)
+
+
+def _search(space: Space, found: Found, asked: Sequence[Limit]) -> SearchFacts:
+    told = [BudgetFacts(x.cost.key, x.cost.unit, x.most, found.costs[x.cost.key]) for x in asked]
+    if all(x.cost.key != "size" for x in asked):
+        told.append(BudgetFacts("size", "bytes", None, found.costs["size"]))
+    table = space.table
+    return SearchFacts(
+        found.method, table.measure, table.samples, found.loss, predicted_db(table, found.loss),
+        found.gap, found.seconds, tuple(told),
+    )  # fmt: skip
+
+
+def _check_size(proto: onnx.ModelProto, search: SearchFacts | None) -> None:
+    """Refuses a file that is larger than its budget: `FileSize` says that there is none."""
+    for budget in search.budgets if search else ():
+        if budget.key == "size" and budget.limit is not None and _bytes(proto) > budget.limit:
+            raise EmissionError(
+                f"the file would have {_bytes(proto)} bytes, and {budget.limit:.0f} are allowed; "
+                "give a little more, and report it"
+            )
+
+
+def _bytes(proto: onnx.ModelProto) -> int:
+    return sum(len(part) for file in contents(proto, "model.onnx").values() for part in file)
+
+
+def _layers(ready: Prepared) -> dict[str, str]:
+    """Layer → its block."""
+    names = ready.task.points.layers
+    return {n: block.name for block in ready.task.blocks for n in block.nodes if n in names}
 
 
 def _told_target(proto: onnx.ModelProto, path: Path) -> str | None:
     """The target that the file says it was written for."""
     told = provenance(proto, str(path))
     return None if told is None else told.target
-
-
-def _of_target(recipe: Recipe, target: Target, here: Target) -> tuple[str, ...]:
-    """What a user should know of a target that is not onnxruntime's own."""
-    notes = []
-    if target is not here:
-        notes.append(
-            f"measured with onnxruntime's CPU provider: the runtime of target {target.name} may "
-            "differ by rounding, and in speed"
-        )
-    if target.storage == "int8" and recipe.weights < 8:
-        notes.append(
-            f"target {target.name} stores weights of {recipe.weights} bits in bytes: with "
-            "--weights 8 the file is no larger"
-        )
-    return tuple(notes)
-
-
-def _of_processor(recipe: Recipe, target: Target, *, saturates: bool) -> tuple[str, ...]:
-    """What a user should know of this processor."""
-    known = "8-bit products saturate on this processor (no VNNI): "
-    if saturates and recipe.target is None:
-        known += "8-bit weights are stored unsigned (target ort-cpu-avx2); "
-        return (f"{known}--target ort-cpu is faster where VNNI exists",)
-    if saturates and not target.unsigned:
-        known += "accuracy is better where VNNI exists, "
-        return (f"{known}and here with --target ort-cpu-avx2",)
-    return ()
-
-
-def _left_float(tensors: Sequence[str]) -> tuple[str, ...]:
-    """What a user should know of tensors without a range: a line for all of them."""
-    if not tensors:
-        return ()
-    named = ", ".join(repr(name) for name in tensors[:4]) + (", ..." if tensors[4:] else "")
-    return (f"{named} stay float: infinite, or without any value, on the calibration data",)
-
-
-def _key(task: Task, data: str) -> dict[str, object]:
-    """What a block's decisions depend on; `data` is the digest of the samples."""
-    model = {"sha256": task.model.source_sha256, "blocks": [b.name for b in task.blocks]}
-    seen = {**environment(), "onnxbrecq": version("onnxbrecq"), "cores": os.cpu_count()}
-    return {
-        "model": model,
-        "data": data,
-        "recipe": task.recipe.decisive().as_json(),
-        "environment": seen,
-    }
 
 
 def _result(
@@ -282,7 +409,7 @@ def _result(
     blocks: tuple[BlockFacts, ...],
     validation: Validation,
     recipe: Recipe,
-    clock: _Clock,
+    clock: Clock,
     notes: tuple[str, ...],
 ) -> Result:
     layers = layer_facts(model, proto)

@@ -1,21 +1,27 @@
 """What the user asks for: validated once, here; the only place with defaults."""
 
 import dataclasses
+import json
 import math
 import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from onnxbrecq.errors import RecipeError
 
 Effort = Literal["fast", "balanced", "best", "paper"]
+Search = Literal["exact", "genetic"]
 
 WEIGHT_BITS = (2, 3, 4, 8)
 ACTIVATION_BITS = (2, 3, 4, 8, 16)
 EFFORTS = ("fast", "balanced", "best", "paper")
 DEVICES = ("auto", "cpu", "cuda")
+SEARCHES = ("exact", "genetic")
+BUDGETS = ("size", "bitops", "latency")
+LATENCIES = ("onnxruntime", "table", "systolic")
 TARGETS = ("ort-cpu", "ort-cpu-avx2", "openvino", "tensorrt", "qnn", "portable")
 
 
@@ -161,6 +167,83 @@ _EFFORT: dict[str, Reconstruction] = {
 
 
 @dataclass(frozen=True)
+class Budget:
+    """The most that a mixed-precision model may cost.
+
+    Attributes:
+        key: of what: `size` of the file in bytes, `bitops` of a sample, `latency` of a sample in
+            milliseconds.
+        amount: how much.
+        relative: of the size, as a share of the float model's file.
+    """
+
+    key: str
+    amount: float
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("budget", self.key, BUDGETS)
+        if not (math.isfinite(self.amount) and self.amount > 0):
+            raise RecipeError(f"budget {self.key} = {self.amount}: want more than 0")
+        if self.relative and self.key != "size":
+            raise RecipeError(f"budget {self.key}: only a size is a share of the float model's")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The budget that a command line or a recipe gives as `KEY=VALUE`.
+
+        `size=3MB`, `size=12%` of the float model's file, `bitops=40G`, `latency=5ms`.
+
+        Raises:
+            RecipeError: it is none of these.
+        """
+        key, _, value = (part.strip() for part in text.partition("="))
+        _one_of("budget", key, BUDGETS)
+        if key == "size" and not value.endswith("%"):
+            return cls(key, _bytes("budget size", value))
+        unit = {"size": "%", "bitops": "", "latency": "(?:ms)?"}[key]
+        found = re.fullmatch(rf"(\d+(?:\.\d+)?(?:e\d+)?) ?([kMGT]?){unit}", value)
+        if found is None or (found[2] and key != "bitops"):
+            wanted = {"size": "3MB or 12%", "bitops": "40G or 4e10", "latency": "5ms"}[key]
+            raise RecipeError(f"budget {key} = {value!r}: want something like {wanted}")
+        amount = float(found[1]) * 1000 ** " kMGT".index(found[2] or " ")
+        return cls(key, amount / 100, relative=True) if key == "size" else cls(key, amount)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What is taken for the latency of a layer, so that a budget can hold it.
+
+    Attributes:
+        model: measured on `onnxruntime`, whose CPU kernels are as fast whatever the bits; read from
+            a `table`; or computed for a `systolic` array.
+        table: a CSV file: milliseconds of layers at each of their bits.
+        rows: of the array: values of a sum that are multiplied at once.
+        columns: of the array: output channels at a time.
+        clock_mhz: cycles in a microsecond.
+        bandwidth_gbs: gigabytes a second from and to memory.
+    """
+
+    model: Literal["onnxruntime", "table", "systolic"] = "onnxruntime"
+    table: str | None = None
+    rows: int = 32
+    columns: int = 32
+    clock_mhz: float = 500.0
+    bandwidth_gbs: float = 8.0
+
+    def __post_init__(self) -> None:
+        _one_of("latency.model", self.model, LATENCIES)
+        for key in ("rows", "columns"):
+            if not _numbers([getattr(self, key)], 1, int, least=1):
+                raise RecipeError(f"latency.{key} = {getattr(self, key)}: want at least 1")
+        for key in ("clock_mhz", "bandwidth_gbs"):
+            if not (_numbers([getattr(self, key)], 1, float) and getattr(self, key) > 0):
+                raise RecipeError(f"latency.{key} = {getattr(self, key)}: want more than 0")
+        if (self.model == "table") != (self.table is not None):
+            raise RecipeError('latency.table: give it with latency.model = "table", and then only')
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything a quantization depends on besides the model and the data.
 
@@ -168,7 +251,19 @@ class Recipe:
         weights: bits of weights.
         activations: bits of the activations that weight layers read; 16: of all activations; None
             leaves them all float (weight-only).
-        first_last: bits of the first and the last weight layer, weights and inputs.
+        first_last: bits of the first and the last weight layer, weights and inputs; None: they are
+            as all others.
+        pinned: pattern of layers' names (`*`, `?`, `[...]`) → bits of their weights, whatever the
+            others have; None: these layers stay float.
+        budget: what the model may cost, each at most: with one, each layer's bits are chosen
+            (mixed precision), in place of `weights`.
+        search: how they are chosen: exactly, or by the paper's genetic search. None: no mixed
+            precision without a budget; with `max_drop` and no budget, the smallest model that
+            passes.
+        offered: bits of weights to choose from.
+        offered_activations: of what layers read, to choose from; none: all as `activations` says.
+        search_samples: on which sensitivities are measured.
+        latency: what a latency budget means.
         effort: how long to optimise.
         target: the runtime the model is for (`onnxbrecq.emit.targets` says what each takes); None:
             `ort-cpu`, or `ort-cpu-avx2` on a processor whose kernels for signed 8-bit weights
@@ -187,7 +282,14 @@ class Recipe:
 
     weights: int = 4
     activations: int | None = 8
-    first_last: int = 8
+    first_last: int | None = 8
+    pinned: Mapping[str, int | None] = field(default_factory=dict)
+    budget: tuple[Budget, ...] = ()
+    search: Search | None = None
+    offered: tuple[int, ...] = (2, 4, 8)
+    offered_activations: tuple[int, ...] = ()
+    search_samples: int = 128
+    latency: Latency = field(default_factory=Latency)
     effort: Effort = "balanced"
     target: str | None = None
     max_drop: float | None = None
@@ -203,7 +305,9 @@ class Recipe:
         _one_of("weights", self.weights, WEIGHT_BITS)
         if self.activations is not None:
             _one_of("activations", self.activations, ACTIVATION_BITS)
-        _one_of("first_last", self.first_last, WEIGHT_BITS)
+        if self.first_last is not None:
+            _one_of("first_last", self.first_last, WEIGHT_BITS)
+        self._check_search()
         _one_of("effort", self.effort, EFFORTS)
         if self.target is not None:
             _one_of("target", self.target, TARGETS)
@@ -219,13 +323,41 @@ class Recipe:
         if self.seed < 0:
             raise RecipeError(f"seed = {self.seed}: want 0 or more")
 
+    def _check_search(self) -> None:
+        """What mixed precision is to choose from."""
+        for pattern, bits in self.pinned.items():
+            if bits is not None:
+                _one_of(f"pinned {pattern!r}", bits, WEIGHT_BITS)
+        if self.search is not None:
+            _one_of("search", self.search, SEARCHES)
+        for key, allowed in (("offered", WEIGHT_BITS), ("offered_activations", (2, 3, 4, 8))):
+            for bits in getattr(self, key):
+                _one_of(key, bits, allowed)
+        if not self.offered:
+            raise RecipeError("offered = []: want at least one number of bits")
+        if self.offered_activations and (self.activations is None or self.activations > 8):
+            raise RecipeError("offered_activations: there are none of 8 bits and less to choose")
+        keys = [budget.key for budget in self.budget]
+        if len(set(keys)) < len(keys):
+            raise RecipeError(f"budget: {', '.join(keys)}: give each key once")
+        if self.search_samples < 2:
+            raise RecipeError(f"search_samples = {self.search_samples}: want at least 2")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether each layer's bits are chosen."""
+        return self.search is not None or bool(self.budget)
+
     @classmethod
     def from_toml(cls, path: Path, **overrides: Any) -> Self:
         """The recipe in a TOML file; `overrides` (the command line) win.
 
         The file holds the attributes of `Recipe` at top level, those of `Preprocess` under
-        `[data.preprocess]` and those of `Reconstruction` under `[reconstruction]`;
-        `activations = "float"` means weight-only; `max_memory` may be a size such as "4GiB".
+        `[data.preprocess]`, those of `Reconstruction` under `[reconstruction]` and those of
+        `Latency` under `[latency]`; `activations = "float"` means weight-only, `first_last =
+        "free"` none; `max_memory` may be a size such as "4GiB"; `budget` is a table or a list of
+        `KEY=VALUE`; in `[pinned]` bits may be "float". `max_drop` without bits of weights, a budget
+        or a search asks for the smallest model that passes.
 
         Raises:
             RecipeError: the file is unreadable, or a key is unknown or of the wrong type.
@@ -252,9 +384,13 @@ class Recipe:
             _one_of("effort", effort, EFFORTS)
             given = _fields(Reconstruction, "reconstruction.", table["reconstruction"])
             values["reconstruction"] = dataclasses.replace(_EFFORT[effort], **given)
-        if values.get("activations") == "float":
-            values["activations"] = None
+        if "latency" in table:
+            values["latency"] = Latency(**_fields(Latency, "latency.", table["latency"]))
+        for given, other in (("budget", "weights"), ("weights", "budget")):
+            if given in overrides:  # the command line wins over what excludes it
+                values.pop(other, None)
         values.update(overrides)
+        _worded(values)
         if isinstance(values.get("max_memory"), str):
             values["max_memory"] = _bytes("max_memory", values["max_memory"])
         return cls(**values)
@@ -264,12 +400,41 @@ class Recipe:
         return self.reconstruction or _EFFORT[self.effort]
 
     def decisive(self) -> Self:
-        """What decisions depend on: the gates and the bound of memory are as if not given."""
-        return dataclasses.replace(self, max_drop=None, min_integer=None, max_memory=None)
+        """What a block's decisions depend on, beside its bits: what else there is, is left out."""
+        return dataclasses.replace(
+            self, max_drop=None, min_integer=None, max_memory=None, budget=(), latency=Latency()
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
-        return dataclasses.asdict(self)
+        found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return found
+
+
+def _worded(values: dict[str, Any]) -> None:
+    """Edits the values: what is written in words becomes what it means."""
+    if values.get("activations") == "float":
+        values["activations"] = None
+    if values.get("first_last") == "free":
+        values["first_last"] = None
+    if "pinned" in values:
+        pins = values["pinned"]
+        if not isinstance(pins, dict):
+            raise RecipeError(f"recipe: pinned = {pins!r}: want a table of patterns and bits")
+        values["pinned"] = {k: None if bits == "float" else bits for k, bits in pins.items()}
+    if "budget" in values:
+        given = values["budget"]
+        texts = [f"{k}={v}" for k, v in given.items()] if isinstance(given, dict) else given
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise RecipeError(f"recipe: budget = {given!r}: want a table or a list of KEY=VALUE")
+        values["budget"] = tuple(Budget.parse(text) for text in texts)
+    if "weights" in values and values.get("budget"):
+        raise RecipeError(
+            "weights and a budget: a budget chooses the bits of each layer; give one of the two "
+            "(`offered` says which bits there are to choose from)"
+        )
+    if values.get("max_drop") is not None and not {"weights", "budget", "search"} & set(values):
+        values["search"] = "exact"
 
 
 def _numbers(
@@ -315,8 +480,10 @@ def _fields(cls: type, prefix: str, table: object) -> dict[str, Any]:
     for key, value in table.items():
         name = kinds[key].split(".")[-1].split(" |")[0].rstrip("'>").removeprefix("<class '")
         wanted = _NUMBERS.get(name)
-        worded = (key == "activations" and value == "float") or (
-            key == "max_memory" and isinstance(value, str)
+        worded = (
+            (key == "activations" and value == "float")
+            or (key == "first_last" and value == "free")
+            or (key == "max_memory" and isinstance(value, str))
         )
         if (
             wanted

@@ -1,9 +1,10 @@
 """A reconstruction's state on disk: what each finished block decided.
 
-    DIR/lock              held while a run is at work here; says which process
-    DIR/key.json          what the state belongs to: model, data, recipe, versions
-    DIR/block-0003.plan   the decisions of block 3 (`onnxbrecq.plan`)
-    DIR/block-0003.json   what happened in it; written last, so that it vouches for the plan
+    DIR/lock                   held while a run is at work here; says which process
+    DIR/key.json               what the state belongs to: model, data, recipe, versions
+    DIR/block-0003-1f...plan   the decisions of block 3 (`onnxbrecq.plan`), at certain bits
+    DIR/block-0003-1f...json   what happened in it; written last, so that it vouches for the plan
+    DIR/table-0003.json        what the block loses at other bits (mixed precision)
 
 Every file appears whole or not at all: whenever a run is killed, it loses at most the block at
 work, and since a block's random choices follow from the seed and its number alone, the resumed run
@@ -38,7 +39,7 @@ class State:
 
     folder: Path
 
-    def recall(self, block: int) -> tuple[QuantPlan, Facts] | None:
+    def recall(self, block: str) -> tuple[QuantPlan, Facts] | None:
         """What the block decided and its facts; None if it is not finished, or was damaged."""
         try:
             facts = json.loads(self._path(block, "json").read_bytes())
@@ -46,7 +47,7 @@ class State:
         except (OSError, ValueError, PlanError):
             return None
 
-    def keep(self, block: int, decisions: QuantPlan, facts: Facts) -> None:
+    def keep(self, block: str, decisions: QuantPlan, facts: Facts) -> None:
         """Writes what the block decided.
 
         Raises:
@@ -54,6 +55,22 @@ class State:
         """
         write_atomically(self._path(block, "plan"), decisions.as_bytes())
         write_atomically(self._path(block, "json"), json.dumps(facts).encode())
+
+    def recall_table(self, block: str) -> Facts | None:
+        """What the block was found to lose; None if that is not known, or was damaged."""
+        try:
+            found: Facts = json.loads((self.folder / f"table-{block}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def keep_table(self, block: str, found: Facts) -> None:
+        """Writes what the block was found to lose.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_atomically(self.folder / f"table-{block}.json", json.dumps(found).encode())
 
     def discard(self) -> None:
         """Removes the state, and its folder if nothing else is in it."""
@@ -63,11 +80,12 @@ class State:
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _path(self, block: int, kind: str) -> Path:
-        return self.folder / f"block-{block:04d}.{kind}"
+    def _path(self, block: str, kind: str) -> Path:
+        return self.folder / f"block-{block}.{kind}"
 
     def _files(self) -> list[Path]:
-        found = [*self.folder.glob("block-*.plan"), *self.folder.glob("block-*.json")]
+        kinds = ("block-*.plan", "block-*.json", "table-*.json")
+        found = [path for kind in kinds for path in self.folder.glob(kind)]
         return [*found, *self.folder.glob(".onnxbrecq-*.tmp"), self.folder / _KEY]
 
 

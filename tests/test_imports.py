@@ -46,13 +46,26 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recon": (*LEAVES, "graph", "data", "recon"),
     "validation": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validation"),
     "emission": (*LEAVES, "output", "graph", "emit", "runtime", "report"),
-    "calibrate": (*LEAVES, "graph", "data", "emit", "runtime"),
+    "calibrate": (*LEAVES, "bits", "graph", "data", "emit", "runtime"),
     "forecast": (*LEAVES, "graph", "data", "runtime"),
+    "bits": ("errors", "recipe", "graph"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
-    "blockwise": (*LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts"),
+    "curvature": (*LEAVES, "graph", "runtime", "recon", "parts"),
+    "blockwise": (
+        *LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts", "curvature",
+    ),
+    "search": (
+        *LEAVES, "bits", "graph", "data", "emit", "runtime", "recon", "report", "state", "parts",
+        "curvature", "calibrate", "emission", "search",
+    ),
+    "mixed": (*LEAVES, "bits", "graph", "emit", "state", "parts", "calibrate", "search"),
+    "preparation": (
+        *LEAVES, "bits", "output", "graph", "data", "emit", "runtime", "recon", "calibrate",
+        "forecast", "parts", "state",
+    ),
     "pipeline": (
-        *LEAVES, "output", "graph", "data", "emit", "runtime", "recon", "report", "validation",
-        "calibrate", "forecast", "parts", "blockwise", "state", "emission",
+        *LEAVES, "bits", "graph", "data", "runtime", "report", "validation", "preparation",
+        "mixed", "search", "blockwise", "state", "emission",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.
@@ -62,6 +75,8 @@ OWNERS = {
     "torchvision": ("onnxbrecq.recon.bridge",),
     "onnx2torch": ("onnxbrecq.recon.bridge", "onnxbrecq.recon.converters"),
     "safetensors": ("onnxbrecq.plan",),
+    "scipy": ("onnxbrecq.search.allocate",),
+    "plotly": ("onnxbrecq.report",),
     "PIL": ("onnxbrecq.data",),
     "click": ("onnxbrecq_cli",),
     "rich": ("onnxbrecq_cli",),

@@ -12,7 +12,7 @@ import onnxbrecq
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.parts import Task
-from onnxbrecq.pipeline import _key
+from onnxbrecq.preparation import state_key
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.runtime.session import Session
 
@@ -52,7 +52,7 @@ def test_the_same_bytes_whatever_the_memory(path: Path, data: Dataset, tmp_path:
 def test_a_resumed_run_may_have_other_memory(path: Path, data: Dataset) -> None:
     task = Task(from_proto(onnx.load(path)), (), None, data, _RECIPE, None)  # type: ignore[arg-type]
     more = dataclasses.replace(task, recipe=dataclasses.replace(_RECIPE, max_memory=1 << 30))
-    assert _key(task, "sha") == _key(more, "sha")
+    assert state_key(task, "sha") == state_key(more, "sha")
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,10 @@ def _plan(scale: float) -> QuantPlan:
 
 def test_what_was_kept_is_recalled(tmp_path: Path) -> None:
     with state.opened(tmp_path / "w", _KEY, resume=True) as first:
-        assert first.recall(3) is None
-        first.keep(3, _plan(0.5), {"name": "block"})
+        assert first.recall("0003") is None
+        first.keep("0003", _plan(0.5), {"name": "block"})
     with state.opened(tmp_path / "w", _KEY, resume=True) as second:
-        assert second.recall(3) == (_plan(0.5), {"name": "block"})
+        assert second.recall("0003") == (_plan(0.5), {"name": "block"})
         second.discard()
     assert not (tmp_path / "w").exists()
 
@@ -45,17 +45,17 @@ def test_the_state_of_another_run_is_never_taken(
     tmp_path: Path, key: dict[str, object], resume: bool
 ) -> None:
     with state.opened(tmp_path / "w", _KEY, resume=True) as first:
-        first.keep(0, _plan(0.5), {})
+        first.keep("0000", _plan(0.5), {})
     with state.opened(tmp_path / "w", key, resume=resume) as second:
-        assert second.recall(0) is None
+        assert second.recall("0000") is None
 
 
 def test_a_damaged_file_is_not_taken(tmp_path: Path) -> None:
     with state.opened(tmp_path / "w", _KEY, resume=True) as first:
-        first.keep(0, _plan(0.5), {})
+        first.keep("0000", _plan(0.5), {})
         file = tmp_path / "w" / "block-0000.plan"
         file.write_bytes(file.read_bytes()[:20])
-        assert first.recall(0) is None
+        assert first.recall("0000") is None
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:

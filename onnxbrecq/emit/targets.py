@@ -242,11 +242,14 @@ def permit(target: Target, recipe: Recipe) -> None:
     activations = recipe.activations
     # An edge layer's data has first_last bits as well, but not beside 16-bit activations.
     edges = activations is not None and activations <= 8
+    first_last = [] if recipe.first_last is None else [recipe.first_last]
+    pins = [(f"pinned {name!r}", bits) for name, bits in recipe.pinned.items() if bits is not None]
     asked: list[tuple[str, int | None, Sequence[int | None]]] = [
-        ("weights", recipe.weights, target.weights),
+        *([] if recipe.mixed else [("weights", recipe.weights, target.weights)]),
         ("activations", activations, target.activations),
-        ("first_last", recipe.first_last, target.weights),
-        *([("first_last", recipe.first_last, target.activations)] if edges else []),
+        *(("first_last", bits, target.weights) for bits in first_last),
+        *(("first_last", bits, target.activations) for bits in first_last if edges),
+        *((key, bits, target.weights) for key, bits in pins),
     ]
     for key, bits, allowed in asked:
         if bits not in allowed:

@@ -13,6 +13,7 @@ test_the_fork_runs_on_integers).
 """
 
 import dataclasses
+from collections.abc import Collection, Mapping
 
 import onnx
 
@@ -20,18 +21,18 @@ from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import INTEGER_OPERATORS, find_points, is_product
 
 
-def fork(model: Model, activations: int | None) -> Model:
+def fork(model: Model, activations: int | None, layers: Collection[str] | None = None) -> Model:
     """A model that computes the same, with such a node in front of each such layer.
 
-    The model itself where layers read 8 bits (`activations`), or floats (None).
+    The model itself where layers read 8 bits (`activations`), or floats (None); `layers` are those
+    that read fewer, None: all but the first and the last.
     """
-    shared = _shared(model) if activations is not None and activations < 8 else {}
+    shared = _shared(model, layers) if activations is not None and activations < 8 else {}
     if not shared:
         return model
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    taken = {*model.value_infos, *model.initializers, *model.producer}
-    copies = {tensor: _free(f"{tensor}/read", taken) for tensor in dict.fromkeys(shared.values())}
+    copies = _copies(model, shared)
     made: set[str] = set()
     del proto.graph.node[:]
     for node in model.nodes:
@@ -48,7 +49,20 @@ def fork(model: Model, activations: int | None) -> Model:
     return dataclasses.replace(model, proto=proto)
 
 
-def _shared(model: Model) -> dict[str, str]:
+def forked(model: Model, tensors: Collection[str]) -> tuple[str, ...]:
+    """The layers in front of which such a node makes one of the `tensors`."""
+    shared = _shared(model, model_layers := tuple(find_points(model).layers))
+    copies = _copies(model, shared)
+    return tuple(x for x in model_layers if x in shared and copies[shared[x]] in tensors)
+
+
+def _copies(model: Model, shared: Mapping[str, str]) -> dict[str, str]:
+    """Data of layers → what such a node makes of it."""
+    taken = {*model.value_infos, *model.initializers, *model.producer}
+    return {tensor: _free(f"{tensor}/read", taken) for tensor in dict.fromkeys(shared.values())}
+
+
+def _shared(model: Model, layers: Collection[str] | None) -> dict[str, str]:
     """Layer → its data, where other operators read the same quantizer."""
     found = find_points(model)
     others = {
@@ -60,7 +74,7 @@ def _shared(model: Model) -> dict[str, str]:
     return {
         name: layer.data
         for name, layer in found.layers.items()
-        if not layer.edge
+        if (not layer.edge if layers is None else name in layers)
         and layer.data in model.producer
         and layer.data in found.points
         and found.points[layer.data].group in others

@@ -6,10 +6,14 @@ needs no label). Outputs that are no class scores are taken for the means of uni
 gradient at y is then a unit Gaussian as well. One reverse sweep of vector-Jacobian products over
 the blocks, by tensor name, gives it at every block boundary: the same gradients as autograd through
 the whole model.
+
+Of a network that is sure of its samples, drawn labels tell little: nearly all gradients are nearly
+0, and one unsure sample outweighs the rest. As unit Gaussians class scores tell as much of every
+sample, and the information then weighs squared errors by what becomes of them at the output.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,19 +24,35 @@ from onnxbrecq.recon.bridge import TorchBlock
 from onnxbrecq.recon.device import CPU, placed
 
 Arrays = Mapping[str, NDArray[Any]]
+Likelihood = Literal["classes", "gaussian"]
 
 
 class FisherSweep:
     """Accumulates squared gradients at the blocks' outputs, batch by batch."""
 
     def __init__(
-        self, blocks: Sequence[TorchBlock | None], seed: int, device: torch.device = CPU
+        self,
+        blocks: Sequence[TorchBlock | None],
+        seed: int,
+        device: torch.device = CPU,
+        likelihood: Likelihood = "classes",
     ) -> None:
-        """Blocks in execution order; None stands for an island, which ends the sweep."""
+        """Blocks in execution order; None stands for an island, which ends the sweep.
+
+        `likelihood` says what class scores are: those of labels, or means of unit Gaussians.
+        """
         self._blocks = blocks
+        self._likelihood = likelihood
         self._device = device
         self._generator = torch.Generator().manual_seed(seed)
         self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._energy = 0.0
+
+    @property
+    def energy(self) -> float:
+        """Of the outputs that count, a sample."""
+        return self._energy / max(self._count, 1)
 
     def add(self, values: Arrays, outputs: Sequence[str]) -> None:
         """One batch.
@@ -42,7 +62,10 @@ class FisherSweep:
             outputs: the network's outputs that count: one [N, C] holds the scores of classes.
         """
         made = {name: torch.from_numpy(np.array(values[name])) for name in outputs}
-        if len(made) == 1 and all(value.ndim == 2 for value in made.values()):
+        self._count += len(made[outputs[0]])
+        self._energy += sum(float(value.double().square().sum()) for value in made.values())
+        scores = len(made) == 1 and all(value.ndim == 2 for value in made.values())
+        if scores and self._likelihood == "classes":
             gradients = {n: _score_gradient(v, self._generator) for n, v in made.items()}
         else:
             gradients = {n: _unit_gaussian(v, self._generator) for n, v in made.items()}
@@ -56,14 +79,18 @@ class FisherSweep:
             with placed(block, self._device):
                 _pull_back(block, values, wanted, gradients, self._device)
 
+    def information(self) -> dict[str, NDArray[np.float32]]:
+        """Tensor name → diagonal of the Fisher information of one sample, [1, ...]; not all 0."""
+        found = {name: total / self._count for name, total in self._sums.items()}
+        return {
+            name: value.numpy()
+            for name, value in found.items()
+            if float(value.mean()) > 0 and bool(torch.isfinite(value.mean()))
+        }
+
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Tensor name → Fisher weight of each element [1, ...], with mean 1."""
-        found = {}
-        for name, total in self._sums.items():
-            mean = total.mean()
-            if float(mean) > 0 and bool(torch.isfinite(mean)):
-                found[name] = (total / mean).numpy()
-        return found
+        return {name: value / value.mean() for name, value in self.information().items()}
 
 
 def _score_gradient(scores: Tensor, generator: torch.Generator) -> Tensor:

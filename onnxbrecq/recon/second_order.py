@@ -57,6 +57,17 @@ def round_second_order(problem: Problem, data: BlockData, seed: int) -> "Rounded
     return _Rounding(problem, data, seed).result()
 
 
+def round_each(
+    problem: Problem, data: BlockData, seed: int, offers: Mapping[str, Sequence[TensorQuant]]
+) -> dict[str, list["Decisions"]]:
+    """Weight → it alone decided as each of its offers is, and its bias, all else as planned.
+
+    Offers share the moments of what the layer reads. Nothing is taken back that other layers do
+    wrong; a layer whose moments are not finite keeps its offers as they are.
+    """
+    return _Rounding(problem, data, seed).each(offers)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rounded:
     """What came of it.
@@ -105,6 +116,29 @@ class _Rounding:
         biases = {name: bias.numpy() for name, bias in self._biases.items()}
         return Rounded(Decisions(dict(self._weights), biases), self._aims)
 
+    def each(self, offers: Mapping[str, Sequence[TensorQuant]]) -> dict[str, list[Decisions]]:
+        """Decides each layer for each of its offers, and goes on with the plan's decision."""
+        layers = {layer.weight: layer for layer in self._problem.points.layers.values()}
+        decided = {}
+        for i, node in enumerate(self._problem.nodes):
+            layer = next((layers[n] for n in node.input if n in offers), None)
+            if layer is not None:
+                decided[layer.weight] = self._each(self.site(i, layer), offers[layer.weight])
+        return decided
+
+    def _each(self, site: Site, offers: Sequence[TensorQuant]) -> list[Decisions]:
+        found = self._gathered(site)
+        if found is None:
+            return [Decisions({site.layer.weight: quant}, {}) for quant in offers]
+        decided = [_decided(site, found, quant, site.matrix) for quant in offers]
+        return [
+            Decisions(
+                {site.layer.weight: quant},
+                {} if bias is None or site.layer.bias is None else {site.layer.bias: bias.numpy()},
+            )
+            for quant, bias in decided
+        ]
+
     def site(self, i: int, layer: Layer) -> Site:
         """The layer of node `i`; with an Add behind it whose other operand stays as it is now."""
         nodes = self._problem.nodes
@@ -126,33 +160,22 @@ class _Rounding:
                 found.update(node.output)
         return found
 
-    def _round(self, site: Site) -> None:
-        layer, matrix = site.layer, site.matrix
+    def _gathered(self, site: Site) -> Statistics | None:
+        """The layer's moments as it is to be rounded with; None where they are not finite."""
         with placed(self._problem.block, self._problem.device):
-            found = gather(site, self._batches(site), self._generator)
+            return gather(site, self._batches(site), self._generator)
+
+    def _round(self, site: Site) -> None:
+        layer = site.layer
+        found = self._gathered(site)
         if found is None:
             return
-        moments = found.whole
-        used = found.about_zero() if layer.bias is None else found
-        quant = self._weights[layer.weight]
-        aim = _aim(matrix, used)
-        levels, grid = _rounded(aim, used.whole, quant)
-        rounded = dataclasses.replace(
-            quant,
-            levels=site.restored(levels.to(torch.uint8)),
-            scale=grid.scale.reshape(quant.scale.shape),
-        )
-        if quant.qtype.grid != "signed":
-            zero_point = grid.offset.reshape(quant.scale.shape).astype(np.int32)
-            rounded = dataclasses.replace(rounded, zero_point=zero_point)
+        aim = _aim(site.matrix, found.about_zero() if layer.bias is None else found)
+        rounded, bias = _decided(site, found, self._weights[layer.weight], aim)
         self._weights[layer.weight] = rounded
         self._aims[layer.weight] = site.restored(aim)
-        if layer.bias is not None:
-            made = torch.from_numpy(affine.dequantize(rounded.levels, rounded))  # type: ignore[arg-type]
-            made = made.movedim(layer.axis, 0).reshape(matrix.shape)
-            read = moments.read.reshape(site.groups, -1)
-            bias = moments.missed + torch.einsum("gok,gk->go", matrix - made, read)
-            self._biases[layer.bias] = bias.reshape(-1)
+        if layer.bias is not None and bias is not None:
+            self._biases[layer.bias] = bias
 
     def _samples(self, site: Site) -> int:
         """How many samples the layer is looked at on: fewer where each has many places."""
@@ -184,6 +207,30 @@ class _Rounding:
             if site.other is not None:
                 wanted = wanted - have[site.other]
             yield have[data], wanted, len(index) / total
+
+
+def _decided(
+    site: Site, found: Statistics, quant: TensorQuant, aim: Tensor
+) -> tuple[TensorQuant, Tensor | None]:
+    """The weight on a grid near that of `quant`, as near to `aim` as outputs tell; its bias [C]."""
+    layer, matrix = site.layer, site.matrix
+    used = found.about_zero() if layer.bias is None else found
+    levels, grid = _rounded(aim, used.whole, quant)
+    rounded = dataclasses.replace(
+        quant,
+        levels=site.restored(levels.to(torch.uint8)),
+        scale=grid.scale.reshape(quant.scale.shape),
+    )
+    if quant.qtype.grid != "signed":
+        zero_point = grid.offset.reshape(quant.scale.shape).astype(np.int32)
+        rounded = dataclasses.replace(rounded, zero_point=zero_point)
+    if layer.bias is None:
+        return rounded, None
+    made = torch.from_numpy(affine.dequantize(rounded.levels, rounded))  # type: ignore[arg-type]
+    made = made.movedim(layer.axis, 0).reshape(matrix.shape)
+    read = found.whole.read.reshape(site.groups, -1)
+    bias = found.whole.missed + torch.einsum("gok,gk->go", matrix - made, read)
+    return rounded, bias.reshape(-1)
 
 
 def _aim(weight: Tensor, found: Statistics) -> Tensor:

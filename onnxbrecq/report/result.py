@@ -213,6 +213,53 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class BudgetFacts:
+    """What a model may cost at most, and what it does; both in `unit`. A limit of None: none."""
+
+    key: str
+    unit: str
+    limit: float | None
+    used: float
+
+
+@dataclass(frozen=True)
+class TrialFacts:
+    """A model that was made to see whether it passes `max_drop`."""
+
+    size_bytes: float
+    loss: float
+    passed: bool
+    figure: str | None
+
+
+@dataclass(frozen=True)
+class SearchFacts:
+    """How the bits of the layers were chosen.
+
+    Attributes:
+        method: exact or genetic.
+        measure: of the losses: fisher or relative (`onnxbrecq.search.table`).
+        samples: on which they were measured.
+        loss: predicted of the allocation.
+        sqnr_db: the same as a signal to noise ratio; None where losses are relative.
+        gap: to the least loss that is possible, relative; None where nothing proves it.
+        seconds: that the allocation took.
+        budgets: asked for, and the size.
+        trials: of `max_drop`, in their order.
+    """
+
+    method: str
+    measure: str
+    samples: int
+    loss: float
+    sqnr_db: float | None
+    gap: float | None
+    seconds: float
+    budgets: tuple[BudgetFacts, ...]
+    trials: tuple[TrialFacts, ...] = ()
+
+
+@dataclass(frozen=True)
 class Emission:
     """What was written from a saved plan. `as_json` is its public form."""
 
@@ -255,6 +302,7 @@ class Result:
     peak_bytes: int
     environment: dict[str, str]
     notes: tuple[str, ...] = field(default=())
+    search: SearchFacts | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The JSON object of `quantize` and `validate`, schema version 1."""
@@ -266,6 +314,7 @@ class Result:
             "execution": [asdict(e) for e in self.execution],
             "parity": asdict(self.parity) if self.parity else None,
             "gate": asdict(self.gate),
+            "search": asdict(self.search) if self.search else None,
             "timing": {"total_seconds": self.total_seconds, "stages": self.stages},
             "memory": {"peak_bytes": self.peak_bytes},
             "environment": self.environment,

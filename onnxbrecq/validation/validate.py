@@ -106,6 +106,25 @@ def validate(
     )
 
 
+def measure(
+    quantized: onnx.ModelProto,
+    reference: Model,
+    *,
+    samples: Dataset,
+    labelled: Dataset | None = None,
+    max_drop: float | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> tuple[Accuracy | None, Fidelity | None, Gate]:
+    """Accuracy, fidelity and their gate alone, of a model in memory; otherwise as `validate`."""
+    data = samples if labelled is None else labelled
+    sessions = (Session(model, threads=threads) for model in (reference.proto, quantized))
+    comparison = compare(*sessions, data, reference.file_batch or BATCH, progress=progress)
+    accuracy = _accuracy(data, comparison) if labelled is not None else None
+    nearness = fidelity(comparison)
+    return accuracy, nearness, judge(max_drop, accuracy, nearness)
+
+
 def _check_interface(path: Path, quantized: Session, floating: Session) -> None:
     for kind, found, wanted in (
         ("inputs", quantized.inputs, floating.inputs),

@@ -3,6 +3,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnxbrecq.bits import uniform_bits
 from onnxbrecq.calibrate import activation_bits
 from onnxbrecq.graph.blocks import CHAIN_LAYERS, partition
 from onnxbrecq.graph.load import from_proto
@@ -53,7 +54,8 @@ def test_a_residual_sum_is_quantized_on_both_sides() -> None:
 
 def test_bits_asked_for_hold_for_what_layers_read() -> None:
     body = "a = Conv (x, w0) b = Conv (a, w1) c = Add (b, a) d = Conv (c, w2) y = Conv (d, w3)"
-    bits = activation_bits(find_points(_model(body, _W)), Recipe(activations=4))
+    points, recipe = find_points(_model(body, _W)), Recipe(activations=4)
+    bits = activation_bits(points, recipe, uniform_bits(points, recipe))
     # x and d feed the first and the last layer, b only the sum, y nothing
     assert bits == {"x": 8, "a": 4, "b": 8, "c": 4, "d": 8, "y": 8}
 

@@ -1,0 +1,235 @@
+"""From a calibrated model to the bits of each layer: sensitivities, costs, the best of them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxbrecq.bits import Allocation, Bits, finest, offered_bits, tied
+from onnxbrecq.calibrate import Calibration
+from onnxbrecq.emit.targets import Target
+from onnxbrecq.errors import DataError, RecipeError
+from onnxbrecq.graph.model import Model
+from onnxbrecq.parts import Task
+from onnxbrecq.progress import Progress
+from onnxbrecq.recipe import Budget
+from onnxbrecq.search import latency
+from onnxbrecq.search.allocate import Found, Limit, Problem, exact, least
+from onnxbrecq.search.costs import Cost, FileSize, bitops
+from onnxbrecq.search.costs import latency as latency_cost
+from onnxbrecq.search.genetic import genetic
+from onnxbrecq.search.sensitivity import measured
+from onnxbrecq.search.table import Sensitivity
+from onnxbrecq.state import State
+
+_TIGHTER = 8  # times that a budget is, until the very file keeps it
+_NEAR = 0.02  # of a size: bisection goes no further
+
+
+@dataclass(frozen=True)
+class Space:
+    """What there is to choose from, what it loses and what it costs.
+
+    Attributes:
+        task: the model, all layers at what they may read at least.
+        target: whose files' sizes count.
+        table: of losses.
+        problem: the same as numbers.
+        sizes: of emitted files.
+        size: what each choice adds to them.
+    """
+
+    task: Task
+    target: Target
+    table: Sensitivity
+    problem: Problem
+    sizes: FileSize
+    size: Cost
+
+    def all_bits(self, chosen: Allocation) -> dict[str, Bits]:
+        """The bits of every layer, where those with a choice have `chosen`."""
+        return {**self.table.fixed, **chosen}
+
+    def cost(self, key: str) -> Cost:
+        """What each choice costs.
+
+        Raises:
+            RecipeError: bits do not change it, or a table of latencies lacks a layer.
+        """
+        model, table = self.task.model, self.table
+        if key == "size":
+            found = self.size
+        elif key == "bitops":
+            found = bitops(model, table.choices, table.fixed)
+        else:
+            found = self._latency()
+        if found.constant and table.choices:
+            raise RecipeError(
+                f"budget {key}: bits change nothing of it for target {self.target.name}, which "
+                f"stores weights as {self.target.storage}; it is {found.base:.6g} {found.unit} and "
+                "what all choices have in common"
+            )
+        return found
+
+    def _latency(self) -> Cost:
+        """By the table or the array of the recipe.
+
+        Raises:
+            RecipeError: it is to be onnxruntime's, whose kernels are as fast at all bits.
+        """
+        model, table, wanted = self.task.model, self.table, self.task.recipe.latency
+        if wanted.table is not None:
+            timed = latency.from_table(Path(wanted.table), model)
+            note = f"of the table {wanted.table}"
+        elif wanted.model == "systolic":
+            timed = latency.systolic(wanted, model)
+            note = (f"computed: {wanted.rows} x {wanted.columns} array, {wanted.clock_mhz:g} MHz, "
+                    f"{wanted.bandwidth_gbs:g} GB/s, weight stationary")  # fmt: skip
+        else:
+            raise RecipeError(self._no_influence())
+        return latency_cost(model, table.choices, table.fixed, timed, note=note)
+
+    def _no_influence(self) -> str:
+        plan = self.sizes.calibration.plan(self.all_bits(finest(self.table.choices)))
+        times = latency.measured(self.task.model, plan, self.task.target, self.task.recipe.threads)
+        integer, floating = (sum(ms) for ms in zip(*times.values(), strict=True))
+        return (
+            "budget latency: onnxruntime's CPU kernels are as fast at 2, 4 and 8 bits: the layers "
+            f"take {integer:.3g} ms in integers whatever their bits, {floating:.3g} ms in float; "
+            "integers instead of floats, or a smaller network, change it there. For hardware whose "
+            'speed depends on bits give latency.table or latency.model = "systolic"'
+        )
+
+
+def explored(
+    task: Task,
+    calibration: Calibration,
+    target: Target,
+    data_sha256: str,
+    progress: Progress,
+    *,
+    state: State | None = None,
+    table: Sensitivity | None = None,
+    check_output: bool = False,
+) -> Space:
+    """Measures what is not in `table`, and what each choice costs.
+
+    Raises:
+        DataError: `table` is of another model, other data or other choices.
+        RecipeError: nothing that is offered is taken by the target.
+    """
+    offered = offered_bits(task.points, task.recipe, target.weights, target.activations)
+    if table is None:
+        table = measured(
+            dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, target=target.name)),
+            calibration, data_sha256, progress, state, offered=offered, check_output=check_output,
+        )  # fmt: skip
+    else:
+        _check_table(table, task.model, data_sha256, offered)
+    sizes = FileSize(task.model, target, calibration, data_sha256)
+    return Space(
+        task, target, table, Problem(table, tied(task.points, _told(table))), sizes,
+        sizes.cost(table.choices, table.fixed),
+    )  # fmt: skip
+
+
+def _told(table: Sensitivity) -> dict[str, tuple[Bits, ...]]:
+    return {**{name: (bits,) for name, bits in table.fixed.items()}, **table.choices}
+
+
+def _check_table(
+    table: Sensitivity, model: Model, data: str, offered: Mapping[str, Sequence[Bits]]
+) -> None:
+    """Refuses a table that does not belong to what it is to be used for."""
+    for what, had, wanted in (
+        ("model", table.model_sha256, model.source_sha256),
+        ("data", table.data_sha256, data),
+    ):
+        if had != wanted:
+            raise DataError(
+                f"the table of sensitivities was measured with another {what} ({had[:12]}, not "
+                f"{wanted[:12]}); measure it anew"
+            )
+    told = _told(table)
+    other = [n for n, bits in offered.items() if n not in told or not _part(told[n], bits)]
+    if other:
+        raise DataError(
+            f"the table of sensitivities has other bits of layer {other[0]!r} than are offered; "
+            "measure it anew, or offer the same"
+        )
+
+
+def _part(known: Sequence[Bits], offered: Sequence[Bits]) -> bool:
+    """Whether the same is offered; a layer that could not be measured stays at its finest."""
+    return tuple(known) in (tuple(offered), tuple(offered[-1:]))
+
+
+def limits(space: Space, budgets: Sequence[Budget]) -> list[Limit]:
+    """The budgets in the units of their costs.
+
+    Raises:
+        RecipeError: bits do not change what a budget is of.
+    """
+    found = []
+    for budget in budgets:
+        most = budget.amount
+        if budget.relative:
+            most *= space.task.model.source_bytes
+        found.append(Limit(space.cost(budget.key), most))
+    return found
+
+
+def chosen(space: Space, asked: Sequence[Limit]) -> Found:
+    """The best allocation within the limits, whose very file keeps a limit of size.
+
+    Raises:
+        RecipeError: there is none; says what is the nearest that can be had.
+    """
+    recipe = space.task.recipe
+    tightened = list(asked)
+    for _ in range(_TIGHTER):
+        if recipe.search == "genetic":
+            found = genetic(space.problem, tightened, recipe.seed)
+        else:
+            found = exact(space.problem, tightened)
+        size = space.sizes.of(space.all_bits(found.bits))
+        over = max((size - x.most for x in asked if x.cost.key == "size"), default=0)
+        found = dataclasses.replace(found, costs={**found.costs, "size": float(size)})
+        if over <= 0:
+            return found
+        tightened = [Limit(x.cost, x.most - over) if x.cost.key == "size" else x for x in tightened]
+    raise RecipeError("budget size: no file was found to keep it; give a little more")
+
+
+def smallest(
+    space: Space, passes: Callable[[Found], bool], progress: Progress
+) -> tuple[Found, tuple[tuple[Found, bool], ...]]:
+    """The smallest allocation that passes, by bisection along the front, and all that were tried.
+
+    The finest one if not even that passes.
+    """
+    finest_ = chosen(space, [Limit(space.size, _most(space.size))])
+    tried = [(finest_, passes(finest_))]
+    best, low, high = finest_, least(space.problem, space.size), finest_.costs["size"]
+    verdicts = {_key(finest_): tried[0][1]}
+    while tried[0][1] and high - low > _NEAR * high:
+        middle = (low + high) / 2
+        found = chosen(space, [Limit(space.size, middle)])
+        key = _key(found)
+        if key not in verdicts:
+            verdicts[key] = passes(found)
+            tried.append((found, verdicts[key]))
+        progress("search", len(tried), len(tried) + 1, f"{found.costs['size']:.0f} bytes")
+        if verdicts[key]:
+            best, high = found, min(found.costs["size"], middle)
+        else:
+            low = middle
+    return best, tuple(tried)
+
+
+def _key(found: Found) -> tuple[tuple[str, Bits], ...]:
+    return tuple(sorted(found.bits.items()))
+
+
+def _most(cost: Cost) -> float:
+    return cost.base + sum(max(values) for values in cost.layers.values())
