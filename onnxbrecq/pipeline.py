@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -35,10 +36,13 @@ from onnxbrecq.runtime.cache import Storage
 from onnxbrecq.runtime.doctor import environment, saturation_free
 from onnxbrecq.runtime.memory import peak
 from onnxbrecq.state import digest, opened
+from onnxbrecq.validation.gate import Limits
+from onnxbrecq.validation.metrics import metric_for
 from onnxbrecq.validation.validate import Validation
 from onnxbrecq.validation.validate import validate as validate_files
 
 PathLike = str | os.PathLike[str]
+Metric = str | Callable[..., Any] | None
 
 
 @dataclass
@@ -64,6 +68,8 @@ def quantize(
     recipe: Recipe | None = None,
     *,
     evaluation: PathLike | Dataset | None = None,
+    metric: Metric = None,
+    detections: Metric = None,
     output: PathLike | None = None,
     plan: PathLike | None = None,
     work_dir: PathLike | None = None,
@@ -78,6 +84,9 @@ def quantize(
         data: unlabelled calibration samples; None: STEM.calib.npz beside the model.
         recipe: what to do; None: the defaults.
         evaluation: labelled samples; None: STEM.eval.npz beside the model, else none.
+        metric: of accuracy: `mAP`, `mAP50`, or a function of outputs and samples or its name
+            `module:function`; None: mAP where the samples have boxes, top-1 where they have labels.
+        detections: what makes boxes of the outputs, for mAP; None: the model gives them.
         output: where to write; None: STEM.quant.onnx beside the model.
         plan: where the decisions are kept beside it, for `emit_plan`; None: nowhere.
         work_dir: where finished blocks are kept until the output is written, so that a run that
@@ -118,6 +127,7 @@ def quantize(
         labelled, more = _labelled(evaluation, float_model, recipe)
         if labelled is not None and labelled is not evaluation:
             labelled = storage.kept(labelled)
+        scoring = metric_for(labelled, metric, detections)
     with clock.stage("calibrate"):
         decisions = calibrate(float_model, points, samples, recipe, progress=progress)
         decisions = dataclasses.replace(decisions, data_sha256=digest(samples.inputs))
@@ -133,8 +143,8 @@ def quantize(
         state.discard()
     with clock.stage("validate"):
         validation = validate_files(
-            destination, float_model, samples=samples, labelled=labelled,
-            max_drop=recipe.max_drop, min_integer=recipe.min_integer,
+            destination, float_model, samples=samples, labelled=labelled, metric=scoring,
+            limits=Limits.of(recipe, float_model.source_bytes), size_bytes=_bytes(files),
             threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
@@ -150,6 +160,8 @@ def validate(
     evaluation: PathLike | Dataset | None = None,
     recipe: Recipe | None = None,
     *,
+    metric: Metric = None,
+    detections: Metric = None,
     progress: Progress = silent,
 ) -> Result:
     """Compares a quantized model with the float model it came from.
@@ -167,10 +179,11 @@ def validate(
         samples = labelled
         if samples is None:
             samples, notes = _samples(data, float_model, recipe)
+        scoring = metric_for(labelled, metric, detections)
     with clock.stage("validate"):
         validation = validate_files(
-            destination, float_model, samples=samples, labelled=labelled,
-            max_drop=recipe.max_drop, min_integer=recipe.min_integer,
+            destination, float_model, samples=samples, labelled=labelled, metric=scoring,
+            limits=Limits.of(recipe, float_model.source_bytes), size_bytes=_bytes(files),
             threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
@@ -206,6 +219,10 @@ def _whole(data: Dataset, model: Model) -> _Read:
         return kept, ()
     note = f"the last {left} samples are left out: the model takes {model.file_batch} at a time"
     return kept, (f"{data.origin}: {note}" if data.origin else note,)
+
+
+def _bytes(files: Sequence[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
 
 
 def _target(recipe: Recipe) -> tuple[Target, Target, tuple[str, ...]]:

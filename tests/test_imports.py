@@ -63,6 +63,9 @@ OWNERS = {
     "onnx2torch": ("onnxbrecq.recon.bridge", "onnxbrecq.recon.converters"),
     "safetensors": ("onnxbrecq.plan",),
     "PIL": ("onnxbrecq.data",),
+    "pycocotools": ("onnxbrecq.validation.detection",),
+    "jinja2": ("onnxbrecq.report",),
+    "plotly": ("onnxbrecq.report",),
     "click": ("onnxbrecq_cli",),
     "rich": ("onnxbrecq_cli",),
 }
