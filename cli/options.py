@@ -99,6 +99,52 @@ def measuring(function: F) -> F:
     return function
 
 
+def judging(function: F) -> F:
+    """Adds what is judged besides, by what metric, and where the verdict goes."""
+    for option in (
+        click.option(
+            "--summary",
+            type=PATH,
+            metavar="FILE",
+            help="The result as Markdown, appended: to $GITHUB_STEP_SUMMARY, say.",
+        ),
+        click.option(
+            "--junit",
+            type=PATH,
+            metavar="FILE",
+            help="The gate as JUnit XML, a test for each limit.",
+        ),
+        click.option(
+            "--report", type=PATH, metavar="FILE.html", help="The report for people, one page."
+        ),
+        click.option(
+            "--detections",
+            metavar="MODULE:FUNCTION",
+            help="For mAP: makes boxes, scores and classes of a run's outputs; default: the model "
+            "gives them.",
+        ),
+        click.option(
+            "--metric",
+            metavar="NAME",
+            help="mAP, mAP50, or module:function, called with outputs and samples; default: mAP "
+            "of data with boxes, top-1 of data with labels.",
+        ),
+        click.option(
+            "--min-speedup",
+            type=float,
+            metavar="FACTOR",
+            help="Fail with status 3 if it is less than so many times as fast as the float model.",
+        ),
+        click.option(
+            "--max-size",
+            metavar="SIZE",
+            help="Fail with status 3 if it takes more: 3MB, or 12% of the float model.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def recipe_of(file: Path | None, **given: Any) -> Recipe:
     """The recipe of `file`, if any, in which the options that were given win.
 

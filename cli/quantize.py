@@ -15,6 +15,7 @@ from .options import (
     PATH,
     bits_or_float,
     common,
+    judging,
     measuring,
     output_and_target,
     recipe_of,
@@ -73,6 +74,7 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
 )
 @click.option("--device", metavar="auto|cpu|cuda", help=f"Default {Recipe.device}.")
 @measuring
+@judging
 @common
 @click.pass_context
 def quantize(
@@ -83,8 +85,13 @@ def quantize(
     output: Path | None,
     data: str | None,
     evaluation: str | None,
+    metric: str | None,
+    detections: str | None,
     recipe: Path | None,
     json: Path | None,
+    report: Path | None,
+    junit: Path | None,
+    summary: Path | None,
     plan: Path | None,
     work_dir: Path | None,
     no_resume: bool,
@@ -101,13 +108,17 @@ def quantize(
 
     from . import progress, render  # noqa: PLC0415 -- likewise rich
 
-    render.claim_json(json, force=force, models=[model, output, plan])
+    models = [model, output, plan]
+    render.claim_json(json, force=force, models=models)
+    render.claim_reports(junit, summary, force=force, models=models)
     with progress.watching(quiet=quiet, verbose=verbose) as watch:
         result = onnxbrecq.quantize(
             model,
             data,
             wanted,
             evaluation=evaluation,
+            metric=metric,
+            detections=detections,
             output=output,
             plan=plan,
             work_dir=work_dir,
@@ -116,6 +127,7 @@ def quantize(
             progress=watch,
         )
     render.result(result, json, quiet=quiet)
+    render.for_ci(result, junit, summary)
     render.leave_by_gate(ctx, result)
 
 

@@ -27,7 +27,7 @@ from .command import GATE_NOT_MET, say, shown
 
 if TYPE_CHECKING:
     from onnxbrecq import Result
-    from onnxbrecq.report.result import Latency, Parity
+    from onnxbrecq.report.result import Accuracy, Latency, Parity
 
 Rows = Iterator[tuple[str, str]]
 Json = Mapping[str, Any]
@@ -51,11 +51,47 @@ def claim_json(path: Path | None, *, force: bool, models: Sequence[Path | None])
         UsageError: it is one of the models.
         OutputError: something else is in the way.
     """
-    if path is None or path == _STDOUT:
+    if path != _STDOUT:
+        _claim("json", path, force=force, models=models)
+
+
+def claim_reports(
+    junit: Path | None, summary: Path | None, *, force: bool, models: Sequence[Path | None]
+) -> None:
+    """Refuses files for CI likewise; a summary is appended to what is there.
+
+    Raises:
+        UsageError: one is a model.
+        OutputError: something else is in the way.
+    """
+    _claim("junit", junit, force=force, models=models)
+    _claim("summary", summary, force=True, models=models)
+
+
+def _claim(option: str, path: Path | None, *, force: bool, models: Sequence[Path | None]) -> None:
+    if path is None:
         return
     if path.suffix == ".onnx" or path.resolve() in {m.resolve() for m in models if m}:
-        raise click.UsageError(f"--json {path}: is the file of a model; give another")
+        raise click.UsageError(f"--{option} {path}: is the file of a model; give another")
     claim(path, force=force)
+
+
+def for_ci(found: "Result", junit: Path | None, summary: Path | None) -> None:
+    """Writes what continuous integration reads.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    import onnxbrecq  # noqa: PLC0415 -- a --help must not wait for it
+
+    if junit is not None:
+        write_atomically(junit, onnxbrecq.as_junit(found).encode())
+    if summary is not None:
+        try:
+            with summary.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(onnxbrecq.as_markdown(found))
+        except OSError as error:
+            raise OutputError(f"{summary}: cannot be written: {error.strerror}") from error
 
 
 def result(found: "Result", json: Path | None, *, quiet: bool) -> None:
@@ -228,7 +264,7 @@ def _quality_rows(found: "Result") -> Rows:
             "accuracy",
             f"{accuracy.metric} {accuracy.float:.2f} % -> {accuracy.quantized:.2f} %, "
             f"drop {accuracy.drop:.2f} points (95 %: {low:.2f} to {high:.2f}; "
-            f"{accuracy.samples} samples)",
+            f"{accuracy.samples} samples{_uneven(accuracy)})",
         )
     if fidelity is not None:
         agreement = (
@@ -244,6 +280,13 @@ def _quality_rows(found: "Result") -> Rows:
             f"{100 * parity.mismatched_fraction:.2f} % of the outputs differ between optimised "
             f"and unoptimised sessions, by {parity.max_steps} steps at most",
         )
+
+
+def _uneven(accuracy: "Accuracy") -> str:
+    """McNemar's test, where there is one."""
+    if accuracy.p_value is None:
+        return ""
+    return f"; {accuracy.lost} lost, {accuracy.won} won, McNemar p = {accuracy.p_value:.2g}"
 
 
 def _divergence_rows(found: "Result") -> Rows:

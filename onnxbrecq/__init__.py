@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from onnxbrecq.pipeline import pareto, quantize, sensitivities, validate
     from onnxbrecq.plan import QuantPlan
     from onnxbrecq.recipe import TARGETS, Budget, Latency, Preprocess, Recipe, Reconstruction
+    from onnxbrecq.report.junit import as_junit
+    from onnxbrecq.report.markdown import as_markdown
     from onnxbrecq.report.result import Emission, Result
     from onnxbrecq.runtime.doctor import doctor
     from onnxbrecq.search.findings import Exploration, Front
@@ -53,6 +55,8 @@ __all__ = [
     "Reconstruction",
     "Result",
     "__version__",
+    "as_junit",
+    "as_markdown",
     "doctor",
     "emit_plan",
     "inspect",
@@ -82,6 +86,8 @@ _HOMES = {
     "Reconstruction": "onnxbrecq.recipe",
     "Result": "onnxbrecq.report.result",
     "TARGETS": "onnxbrecq.recipe",
+    "as_junit": "onnxbrecq.report.junit",
+    "as_markdown": "onnxbrecq.report.markdown",
     "doctor": "onnxbrecq.runtime.doctor",
     "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,10 +45,15 @@ from onnxbrecq.search.findings import Exploration, Front, Point, Verified, predi
 from onnxbrecq.search.front import POINTS, front
 from onnxbrecq.search.table import Sensitivity
 from onnxbrecq.state import State, opened
+from onnxbrecq.validation.gate import Limits
+from onnxbrecq.validation.metrics import Metric as Scorer
+from onnxbrecq.validation.metrics import metric_for
 from onnxbrecq.validation.validate import Validation, measure
 from onnxbrecq.validation.validate import validate as validate_files
 
 PathLike = str | os.PathLike[str]
+Metric = str | Callable[..., Any] | None
+Scoring = Callable[[], Scorer | None]  # a new one for each model
 
 
 def quantize(
@@ -55,6 +62,8 @@ def quantize(
     recipe: Recipe | None = None,
     *,
     evaluation: PathLike | Dataset | None = None,
+    metric: Metric = None,
+    detections: Metric = None,
     output: PathLike | None = None,
     plan: PathLike | None = None,
     sensitivity: PathLike | None = None,
@@ -70,6 +79,9 @@ def quantize(
         data: unlabelled calibration samples; None: STEM.calib.npz beside the model.
         recipe: what to do; None: the defaults.
         evaluation: labelled samples; None: STEM.eval.npz beside the model, else none.
+        metric: of accuracy: `mAP`, `mAP50`, or a function of outputs and samples or its name
+            `module:function`; None: mAP where the samples have boxes, top-1 where they have labels.
+        detections: what makes boxes of the outputs, for mAP; None: the model gives them.
         output: where to write; None: STEM.quant.onnx beside the model.
         plan: where the decisions are kept beside it, for `emit_plan`; None: nowhere.
         sensitivity: the JSON of `sensitivities`, for mixed precision; None: they are measured.
@@ -96,8 +108,10 @@ def quantize(
         source, recipe or Recipe(), data=data, evaluation=evaluation, folder=folder, clock=clock,
         progress=progress, written=(destination, *kept), force=force,
     )  # fmt: skip
+    scoring = partial(metric_for, ready.labelled, metric, detections)
+    scoring()  # what it lacks is said before any work
     with opened(folder, ready.key(), resume=resume) as state:
-        best = _decided(ready, clock, progress, state, _table(sensitivity))
+        best = _decided(ready, clock, progress, state, scoring=scoring, table=_table(sensitivity))
         with clock.stage("emit"):
             proto = emitted(best.model, best.plan, ready.target)
             _check_size(proto, best.search)
@@ -107,8 +121,9 @@ def quantize(
     with clock.stage("validate"):
         validation = validate_files(
             destination, ready.task.model, samples=ready.task.data, labelled=ready.labelled,
-            max_drop=ready.recipe.max_drop, min_integer=ready.recipe.min_integer,
-            target=ready.recipe.target, threads=ready.recipe.threads, progress=progress,
+            metric=scoring(), limits=Limits.of(ready.recipe, ready.original.source_bytes),
+            size_bytes=_bytes(files), target=ready.recipe.target, threads=ready.recipe.threads,
+            progress=progress,
         )  # fmt: skip
     result = _result(
         ready.task.model, files, proto,
@@ -125,6 +140,8 @@ def validate(
     evaluation: PathLike | Dataset | None = None,
     recipe: Recipe | None = None,
     *,
+    metric: Metric = None,
+    detections: Metric = None,
     progress: Progress = silent,
 ) -> Result:
     """Compares a quantized model with the float model it came from.
@@ -142,10 +159,11 @@ def validate(
         samples = labelled
         if samples is None:
             samples, notes = samples_of(data, float_model, recipe)
+        scoring = metric_for(labelled, metric, detections)
     with clock.stage("validate"):
         validation = validate_files(
-            destination, float_model, samples=samples, labelled=labelled,
-            max_drop=recipe.max_drop, min_integer=recipe.min_integer,
+            destination, float_model, samples=samples, labelled=labelled, metric=scoring,
+            limits=Limits.of(recipe, float_model.source_bytes), size_bytes=_bytes(files),
             target=recipe.target or _told_target(proto, destination),
             threads=recipe.threads, progress=progress,
         )  # fmt: skip
@@ -289,7 +307,13 @@ class _Best:
 
 
 def _decided(
-    ready: Prepared, clock: Clock, progress: Progress, state: State, table: Sensitivity | None
+    ready: Prepared,
+    clock: Clock,
+    progress: Progress,
+    state: State,
+    *,
+    scoring: Scoring,
+    table: Sensitivity | None,
 ) -> _Best:
     """All decisions: at uniform bits, at the best for the budgets, or at the fewest that pass."""
     if not ready.recipe.mixed:
@@ -300,7 +324,7 @@ def _decided(
     def passes(found: Found) -> bool:
         best = _learned(ready, space.all_bits(found.bits), clock, progress, state)
         with clock.stage("search"):
-            gate = _measured(ready, best, progress)[2]
+            gate = _measured(ready, best, scoring(), progress)[2]
         trials.append(TrialFacts(found.costs["size"], found.loss, bool(gate.met), gate.reason))
         return bool(gate.met)
 
@@ -328,12 +352,12 @@ def _learned(
 
 
 def _measured(
-    ready: Prepared, best: _Best, progress: Progress
+    ready: Prepared, best: _Best, metric: Scorer | None, progress: Progress
 ) -> tuple[Accuracy | None, Fidelity | None, Gate]:
     """Accuracy, fidelity and gate of the decisions, as they would be written for here."""
     proto = emitted(best.model, best.plan, ready.task.target)
     return measure(
-        proto, ready.original, samples=ready.task.data, labelled=ready.labelled,
+        proto, ready.original, samples=ready.task.data, labelled=ready.labelled, metric=metric,
         max_drop=ready.recipe.max_drop, threads=ready.recipe.threads, progress=progress,
     )  # fmt: skip
 
@@ -359,8 +383,8 @@ def _verified(
 ) -> Verified:
     """The point, really quantized."""
     best = _learned(ready, space.all_bits(found.bits), Clock(), progress, state)
-    size = _bytes(emitted(best.model, best.plan, ready.target))
-    accuracy, nearness, _ = _measured(ready, best, progress)
+    size = _emitted_bytes(emitted(best.model, best.plan, ready.target))
+    accuracy, nearness, _ = _measured(ready, best, metric_for(ready.labelled, None, None), progress)
     return Verified(size, accuracy, nearness)
 
 
@@ -377,15 +401,20 @@ def _search(space: Space, found: Found, asked: Sequence[Limit]) -> SearchFacts:
 
 def _check_size(proto: onnx.ModelProto, search: SearchFacts | None) -> None:
     """Refuses a file that is larger than its budget: `FileSize` says that there is none."""
+    size = _emitted_bytes(proto) if search else 0
     for budget in search.budgets if search else ():
-        if budget.key == "size" and budget.limit is not None and _bytes(proto) > budget.limit:
+        if budget.key == "size" and budget.limit is not None and size > budget.limit:
             raise EmissionError(
-                f"the file would have {_bytes(proto)} bytes, and {budget.limit:.0f} are allowed; "
+                f"the file would have {size} bytes, and {budget.limit:.0f} are allowed; "
                 "give a little more, and report it"
             )
 
 
-def _bytes(proto: onnx.ModelProto) -> int:
+def _bytes(files: Sequence[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
+
+
+def _emitted_bytes(proto: onnx.ModelProto) -> int:
     return sum(len(part) for file in contents(proto, "model.onnx").values() for part in file)
 
 

@@ -271,6 +271,10 @@ class Recipe:
         max_drop: the gate, in percentage points; None: no gate.
         min_integer: the gate, as the share of all multiply-accumulates of weight layers that must
             run in integer kernels, from 0 to 1; None: no gate.
+        max_size: the gate, of the written files: bytes, a size such as "3MB", or "12%" of the float
+            model's; None: no gate.
+        min_speedup: the gate, as how many times as fast as the float model it has to be, with one
+            sample and one thread; None: no gate.
         seed: of every random choice.
         threads: of torch and onnxruntime; None: all cores.
         max_memory: bytes the process may take, beyond which activations go to disk; None: half of
@@ -294,6 +298,8 @@ class Recipe:
     target: str | None = None
     max_drop: float | None = None
     min_integer: float | None = None
+    max_size: int | str | None = None
+    min_speedup: float | None = None
     seed: int = 0
     threads: int | None = None
     max_memory: int | None = None
@@ -316,6 +322,10 @@ class Recipe:
             raise RecipeError(f"max_drop = {self.max_drop}: want percentage points from 0 to 100")
         if self.min_integer is not None and not 0 <= self.min_integer <= 1:
             raise RecipeError(f"min_integer = {self.min_integer}: want a share from 0 to 1")
+        if self.max_size is not None and not 0 < self.size_limit(1) < math.inf:
+            raise RecipeError(f"max_size = {self.max_size}: want more than nothing")
+        if self.min_speedup is not None and not 0 < self.min_speedup < math.inf:
+            raise RecipeError(f"min_speedup = {self.min_speedup}: want a factor above 0")
         if self.threads is not None and self.threads < 1:
             raise RecipeError(f"threads = {self.threads}: want at least 1")
         if self.max_memory is not None and self.max_memory < 1:
@@ -402,8 +412,18 @@ class Recipe:
     def decisive(self) -> Self:
         """What a block's decisions depend on, beside its bits: what else there is, is left out."""
         return dataclasses.replace(
-            self, max_drop=None, min_integer=None, max_memory=None, budget=(), latency=Latency()
-        )
+            self, max_drop=None, min_integer=None, max_size=None, min_speedup=None,
+            max_memory=None, budget=(), latency=Latency(),
+        )  # fmt: skip
+
+    def size_limit(self, float_bytes: int) -> float:
+        """Bytes of `max_size` (infinite without one) for a float model of so many."""
+        if self.max_size is None:
+            return math.inf
+        if isinstance(self.max_size, int):
+            return self.max_size
+        share = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", self.max_size.strip())
+        return float(share[1]) / 100 * float_bytes if share else _bytes("max_size", self.max_size)
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
@@ -483,7 +503,7 @@ def _fields(cls: type, prefix: str, table: object) -> dict[str, Any]:
         worded = (
             (key == "activations" and value == "float")
             or (key == "first_last" and value == "free")
-            or (key == "max_memory" and isinstance(value, str))
+            or (key in ("max_memory", "max_size") and isinstance(value, str))
         )
         if (
             wanted

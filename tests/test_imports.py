@@ -78,6 +78,8 @@ OWNERS = {
     "scipy": ("onnxbrecq.search.allocate",),
     "plotly": ("onnxbrecq.report",),
     "PIL": ("onnxbrecq.data",),
+    "pycocotools": ("onnxbrecq.validation.detection",),
+    "jinja2": ("onnxbrecq.report",),
     "click": ("onnxbrecq_cli",),
     "rich": ("onnxbrecq_cli",),
 }

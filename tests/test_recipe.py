@@ -100,3 +100,20 @@ def test_sizes_of_memory(size: str | int, wanted: int) -> None:
 def test_sizes_that_make_no_sense(size: object) -> None:
     with pytest.raises(RecipeError, match="max_memory = "):
         Recipe.from_table({"max_memory": size})
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [(None, float("inf")), (500, 500), ("1.5kB", 1500), ("12%", 120), ("12.5 %", 125)],
+)
+def test_the_largest_size(given: int | str | None, wanted: float) -> None:
+    assert Recipe(max_size=given).size_limit(1000) == wanted
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_size", "small"), ("max_size", "0%"), ("max_size", -1), ("min_speedup", 0.0)],
+)
+def test_limits_that_make_no_sense(key: str, value: object) -> None:
+    with pytest.raises(RecipeError, match=key):
+        Recipe(**{key: value})  # type: ignore[arg-type]

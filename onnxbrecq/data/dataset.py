@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxbrecq.data.boxes import Boxes
 from onnxbrecq.errors import DataError
 
 Feed = Mapping[str, NDArray[np.generic]]
@@ -67,11 +68,13 @@ class Dataset:
         inputs: graph input name → array [samples, ...].
         labels: int64 [samples], or None.
         origin: what the user called it, for messages and reports.
+        boxes: of detection data, or None.
     """
 
     inputs: Mapping[str, Samples]
     labels: NDArray[np.int64] | None = None
     origin: str = ""
+    boxes: Boxes | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -108,7 +111,8 @@ class Dataset:
     def head(self, count: int) -> "Dataset":
         """The first `count` samples."""
         labels = None if self.labels is None else self.labels[:count]
-        return Dataset(self.part(slice(count)), labels, self.origin)
+        boxes = None if self.boxes is None else self.boxes.head(count)
+        return Dataset(self.part(slice(count)), labels, self.origin, boxes)
 
 
 def whole(most: int, batch: int | None) -> int:

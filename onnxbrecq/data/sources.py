@@ -3,18 +3,19 @@
 Every source ends in `checks.checked`, so that what leaves this module fits the model.
 """
 
-import importlib
+import dataclasses
 import re
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from onnxbrecq.data import boxes as detection
 from onnxbrecq.data import images
 from onnxbrecq.data.arrays import Array, check_memory, read_npy, read_npz
 from onnxbrecq.data.checks import check_names, checked, input_type, only_input
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.functions import FUNCTION, function
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.model import Model
 from onnxbrecq.recipe import Preprocess
@@ -22,10 +23,10 @@ from onnxbrecq.recipe import Preprocess
 KINDS = "an .npz, a .npy, a folder of images or of .npy files, or module:function"
 
 _LABELS = "labels"
-_DETECTION = ("boxes", "classes", "image_index")
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_IMAGE = "image_index"
+_TRUTH = (_LABELS, *detection.NAMES)
 
-_Read = tuple[dict[str, Array], Array | None]  # inputs, labels
+_Read = tuple[dict[str, Array], Mapping[str, Array]]  # inputs, and what is true of them by name
 
 
 def calibration(source: str | None, model: Model, preprocess: Preprocess | None) -> Dataset:
@@ -64,8 +65,9 @@ def evaluation(source: str | None, model: Model, preprocess: Preprocess | None) 
     found = _beside(model, "eval") if source is None else source
     if found is None:
         return None
-    inputs, labels = _read(found, model, preprocess, labelled=True)
-    return checked(model, inputs, labels, found)
+    inputs, truth = _read(found, model, preprocess, labelled=True)
+    data = checked(model, inputs, truth.get(_LABELS), found)
+    return dataclasses.replace(data, boxes=detection.boxes_of(truth, len(data), found))
 
 
 def _beside(model: Model, role: str) -> str | None:
@@ -85,7 +87,7 @@ def _read(source: str, model: Model, preprocess: Preprocess | None, *, labelled:
             return _file(path, model, labelled=labelled)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
-    if _FUNCTION.fullmatch(source):
+    if FUNCTION.fullmatch(source):
         return _called(source, model)
     raise DataError(f"{source}: no such file or folder; give {KINDS}")
 
@@ -94,21 +96,16 @@ def _file(path: Path, model: Model, *, labelled: bool) -> _Read:
     if path.suffix.lower() == ".npz":
         return _npz(path, model, labelled=labelled)
     if path.suffix.lower() == ".npy":
-        return {only_input(model, str(path)): read_npy(path)}, None
+        return {only_input(model, str(path)): read_npy(path)}, {}
     raise DataError(f"{path}: is no data that can be read; give {KINDS}")
 
 
 def _npz(path: Path, model: Model, *, labelled: bool) -> _Read:
-    wanted = [*model.inputs, *([_LABELS] if labelled else [])]
-    arrays, names = read_npz(path, wanted)
-    if labelled and any(name in names and name not in model.inputs for name in _DETECTION):
-        raise DataError(
-            f"{path}: holds {' and '.join(n for n in _DETECTION if n in names)}, but detection "
-            "metrics are not in this version; leave them out to compare outputs only"
-        )
+    truth = [name for name in _TRUTH if labelled and name not in model.inputs]
+    arrays, names = read_npz(path, [*model.inputs, *truth])
     check_names(model, names, str(path))
-    labels = arrays.get(_LABELS) if labelled and _LABELS not in model.inputs else None
-    return {name: arrays[name] for name in model.inputs}, labels
+    inputs = {name: arrays[name] for name in model.inputs}
+    return inputs, {name: arrays[name] for name in truth if name in arrays}
 
 
 def _folder(folder: Path, model: Model, preprocess: Preprocess | None, *, labelled: bool) -> _Read:
@@ -120,7 +117,7 @@ def _folder(folder: Path, model: Model, preprocess: Preprocess | None, *, labell
     if bool(pictures) == bool(arrays):
         held = "both images and .npy files" if pictures else "neither images nor .npy files"
         raise DataError(f"{folder}: holds {held}; give a folder with files of one of the kinds")
-    labels = _folder_labels(folder, pictures or arrays) if labelled else None
+    labels = _folder_labels(folder, pictures or arrays) if labelled else {}
     if arrays:
         return {name: _stacked(arrays, model, name)}, labels
     if preprocess is None:
@@ -155,8 +152,8 @@ def _batch(array: Array, model: Model, name: str) -> Array:
     return array[np.newaxis] if array.ndim in (0, rank - 1) else array
 
 
-def _folder_labels(folder: Path, files: Sequence[Path]) -> Array | None:
-    """The label of each file, from labels.txt inside or FOLDER_labels.txt beside; None: neither."""
+def _folder_labels(folder: Path, files: Sequence[Path]) -> dict[str, Array]:
+    """The label of each file, from labels.txt inside or FOLDER_labels.txt beside, if there."""
     real = folder.resolve()
     for path in (real / "labels.txt", real.with_name(f"{real.name}_labels.txt")):
         if path.is_file():
@@ -167,8 +164,8 @@ def _folder_labels(folder: Path, files: Sequence[Path]) -> Array | None:
                     f"{path}: has no line for {missing[0]!r} ({len(missing)} of {len(files)} files "
                     "are missing); give a line `name label` for each"
                 )
-            return np.array([table[file.name] for file in files], np.int64)
-    return None
+            return {_LABELS: np.array([table[file.name] for file in files], np.int64)}
+    return {}
 
 
 def _label_table(path: Path) -> dict[str, int]:
@@ -191,12 +188,16 @@ def _label_table(path: Path) -> dict[str, int]:
 
 def _called(source: str, model: Model) -> _Read:
     """What a function of the user's returns: feeds or arrays, each a batch or a single sample."""
-    function = _imported(source)
+    called = function(source)
     parts: dict[str, list[Array]] = {}
-    held = 0
+    held = samples = 0
     try:
-        for item in _items(function(), source):
-            for name, array in _feed(item, model, source).items():
+        for item in _items(called(), source):
+            feed = _feed(item, model, source)
+            if _IMAGE in feed and _IMAGE not in model.inputs:  # it counts from the item's first
+                feed[_IMAGE] = feed[_IMAGE] + samples
+            samples += len(feed[model.inputs[0]])
+            for name, array in feed.items():
                 held += array.nbytes
                 parts.setdefault(name, []).append(array)
             check_memory(held, source)
@@ -207,27 +208,8 @@ def _called(source: str, model: Model) -> _Read:
     if not parts:
         raise DataError(f"{source}: returned no samples; yield arrays, or dicts by input name")
     arrays = {name: _joined(name, batches, source) for name, batches in parts.items()}
-    labels = None if _LABELS in model.inputs else arrays.pop(_LABELS, None)
-    return arrays, labels
-
-
-def _imported(source: str) -> Callable[[], object]:
-    """The function that `module:function` names, found on sys.path or in the working folder."""
-    module_name, _, function_name = source.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module_name), function_name, None)
-    except Exception as error:  # a module may raise anything while it is imported
-        raise DataError(
-            f"{source}: module {module_name!r} cannot be imported "
-            f"({type(error).__name__}: {error}); it is looked for in the working folder first"
-        ) from error
-    finally:
-        sys.path.remove(here)
-    if not callable(function):
-        raise DataError(f"{source}: module {module_name!r} has no function {function_name!r}")
-    return function  # type: ignore[no-any-return]
+    inputs = {name: arrays.pop(name) for name in model.inputs}
+    return inputs, arrays
 
 
 def _items(returned: object, source: str) -> Iterable[object]:
@@ -245,7 +227,7 @@ def _feed(item: object, model: Model, source: str) -> dict[str, Array]:
     """One item as arrays with a batch axis."""
     values = item if isinstance(item, Mapping) else {only_input(model, source): item}
     check_names(model, values, source)
-    names = dict.fromkeys([*model.inputs, *([_LABELS] if _LABELS in values else [])])
+    names = dict.fromkeys([*model.inputs, *(name for name in _TRUTH if name in values)])
     return {name: _batch(np.asarray(values[name]), model, name) for name in names}
 
 

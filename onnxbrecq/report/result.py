@@ -52,7 +52,9 @@ class BlockFacts:
 class Accuracy:
     """The metric on labelled data, in percent; drop = float - quantized, in points.
 
-    `interval_95` bounds the drop: paired bootstrap over the samples.
+    `interval_95` bounds the drop: paired bootstrap over the samples. Of top-1, `lost` and `won`
+    count the samples that only one of the two models has right, and `p_value` is McNemar's: how
+    likely counts at least as uneven are where neither is better.
     """
 
     metric: str
@@ -61,17 +63,21 @@ class Accuracy:
     drop: builtins.float
     interval_95: tuple[builtins.float, builtins.float]
     samples: int
+    lost: int | None = None
+    won: int | None = None
+    p_value: builtins.float | None = None
 
 
 @dataclass(frozen=True)
 class Fidelity:
     """Nearness to the float model: top-1 agreement in percent (None if outputs are not class
-    scores) and the outputs' signal to quantization noise ratio.
+    scores) with its 95 % interval, and the outputs' signal to quantization noise ratio.
     """
 
     agreement: float | None
     sqnr_db: float
     samples: int
+    agreement_interval_95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -204,12 +210,32 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Check:
+    """One limit of the gate.
+
+    Attributes:
+        name: max_drop, min_integer, max_size or min_speedup.
+        asked: points, a share, bytes, or times as fast as the float model.
+        found: what was measured, in the same unit; None: nothing measures it.
+        met: whether it holds.
+        told: the figure in words.
+    """
+
+    name: str
+    asked: float
+    found: float | None
+    met: bool
+    told: str
+
+
+@dataclass(frozen=True)
 class Gate:
-    """What was asked for, whether it was met (None: nothing asked), and if not, why."""
+    """What was asked for, whether it was met (None: nothing asked), if not, why; limit by limit."""
 
     asked: dict[str, float]
     met: bool | None
     reason: str | None
+    checks: tuple[Check, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,40 @@ def test_an_array_under_another_name_is_not_taken(tmp_path: Path, single: Model)
         calibration(str(tmp_path / "d.npz"), single, None)
 
 
-def test_boxes_are_refused_rather_than_ignored(tmp_path: Path, single: Model) -> None:
-    np.savez(tmp_path / "d.npz", image=samples(), boxes=np.ones((3, 4)))
-    with pytest.raises(DataError, match="detection metrics are not in this version"):
+def test_boxes_of_detection_data(tmp_path: Path, single: Model) -> None:
+    boxes = np.array([[0, 0, 4, 4], [1, 2, 3, 4], [0, 0, 1, 1]], np.float32)
+    np.savez(tmp_path / "d.npz", image=samples(), boxes=boxes, classes=[5, 7, 7],
+             image_index=[0, 2, 2])  # fmt: skip
+    found = evaluation(str(tmp_path / "d.npz"), single, None)
+    assert found is not None
+    assert found.boxes is not None
+    np.testing.assert_array_equal(found.boxes.boxes, boxes)
+    assert found.boxes.head(1).classes.tolist() == [5]
+    twice = found.boxes.at(np.array([2, 0, 2]))
+    assert twice.classes.tolist() == [7, 7, 5, 7, 7]
+    assert twice.image_index.tolist() == [0, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"classes": None}, "no array 'classes'"),
+        ({"boxes": np.ones((1, 5))}, "left, top, right, bottom for each box"),
+        ({"boxes": np.array([[3.0, 0, 1, 1]])}, "box 0 is"),
+        ({"boxes": np.array([[np.nan, 0, 1, 1]])}, "box 0 is"),
+        ({"classes": np.array([0.5])}, "give an integer for each"),
+        ({"image_index": np.array([99])}, "image_index runs from 99 to 99"),
+    ],
+    ids=["missing", "columns", "order", "nan", "classes", "index"],
+)
+def test_boxes_that_do_not_fit(
+    tmp_path: Path, single: Model, change: dict[str, np.ndarray | None], says: str
+) -> None:
+    given = {"boxes": np.array([[0.0, 0, 1, 1]]), "classes": np.array([1]),
+             "image_index": np.array([0]), **change}  # fmt: skip
+    arrays = {name: array for name, array in given.items() if array is not None}
+    np.savez(tmp_path / "d.npz", image=samples(), **arrays)
+    with pytest.raises(DataError, match=says):
         evaluation(str(tmp_path / "d.npz"), single, None)
 
 
@@ -258,6 +289,24 @@ def test_a_function_gives_samples_or_batches(single: Model, module: str) -> None
     data = calibration(f"{module}:feed", single, None)
     assert np.array_equal(data.inputs["image"], np.ones((3, 3, 4, 6), np.float32))
     assert data.origin == f"{module}:feed"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        f"{ARRAYS}\nfor n in (1, 2):\n"
+        "    yield {'image': np.stack([x] * n), 'boxes': np.array([[0, 0, n, n]]),\n"
+        "           'classes': np.array([n]), 'image_index': np.array([n - 1])}"
+    ],
+    indirect=True,
+)
+def test_a_function_gives_boxes_of_each_item(single: Model, module: str) -> None:
+    """An item's image_index counts from its own first sample."""
+    data = evaluation(f"{module}:feed", single, None)
+    assert data is not None
+    assert data.boxes is not None
+    assert data.boxes.image_index.tolist() == [0, 2]
+    assert data.boxes.boxes.tolist() == [[0, 0, 1, 1], [0, 0, 2, 2]]
 
 
 @pytest.mark.parametrize(
