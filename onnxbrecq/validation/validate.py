@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx
+
 from onnxbrecq.data.dataset import Dataset, Feed
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.layers import weight_layers
@@ -86,7 +88,8 @@ def validate(
     accuracy = _accuracy(data, comparison) if labelled is not None else None
     nearness = fidelity(comparison)
     plain = parity(quantized, optimized, data, batch, threads=threads, progress=progress)
-    execution = _execution(quantized, reference, data, threads or os.cpu_count() or 1)
+    source, as_it_came = _float_source(reference)
+    execution = _execution(quantized, reference, source, data, threads or os.cpu_count() or 1)
     nodes, parting, untraced = _traced(quantized, reference, data, threads, progress)
     return Validation(
         accuracy=accuracy,
@@ -94,7 +97,7 @@ def validate(
         execution=(execution,),
         parity=replace(plain, nodes=nodes, divergence=parting),
         gate=joined(judge(max_drop, accuracy, nearness), judge_execution(min_integer, execution)),
-        notes=(*_notes(comparison, labelled), *untraced, *_slow(execution)),
+        notes=(*_notes(comparison, labelled), *as_it_came, *untraced, *_slow(execution)),
     )
 
 
@@ -118,13 +121,19 @@ def _accuracy(data: Dataset, comparison: Comparison) -> Accuracy | None:
     return top1_accuracy(data.labels, found.reference, found.quantized, found.classes)
 
 
-def _execution(quantized: Path, reference: Model, data: Dataset, threads: int) -> Execution:
+def _execution(
+    quantized: Path,
+    reference: Model,
+    source: Path | onnx.ModelProto,
+    data: Dataset,
+    threads: int,
+) -> Execution:
     """What the CPU provider makes of the model; latency against the float file as it came."""
     covered = coverage(reference, executed(quantized))
     one = reference.file_batch or 1
     many = (one,) if reference.file_batch else tuple(sorted({one, min(_BATCH, len(data))}))
     latencies = tuple(
-        _latency(quantized, reference, data.part(slice(batch)), batch, used)
+        _latency(quantized, source, data.part(slice(batch)), batch, used)
         for used in sorted({1, threads})
         for batch in many
     )
@@ -147,9 +156,10 @@ def _profiled(quantized: Path, feed: Feed) -> tuple[ExecutedKernel, ...]:
     return tuple(ExecutedKernel(*node, share=node.ms / total if total else 0.0) for node in found)
 
 
-def _latency(quantized: Path, reference: Model, feed: Feed, batch: int, threads: int) -> Latency:
+def _latency(
+    quantized: Path, source: Path | onnx.ModelProto, feed: Feed, batch: int, threads: int
+) -> Latency:
     """One row of `latencies`; that of one sample and one thread, which scripts read, longer."""
-    source = reference.path if reference.path and reference.path.exists() else reference.proto
     found = paired_latency(
         Session(quantized, threads=threads),
         Session(source, threads=threads),
@@ -157,6 +167,17 @@ def _latency(quantized: Path, reference: Model, feed: Feed, batch: int, threads:
         seconds=4.0 if batch == threads == 1 else 2.0,
     )
     return Latency(threads, batch, found.ms_a, found.ms_b, found.ratio, found.interval)
+
+
+def _float_source(reference: Model) -> tuple[Path | onnx.ModelProto, tuple[str, ...]]:
+    """The float model as latency is measured against it, and a line if that is not its file."""
+    if reference.path is None or not reference.path.exists():
+        return reference.proto, ()
+    try:
+        Session(reference.path)
+    except ModelError as error:  # `load` forgives more than onnxruntime does
+        return reference.proto, (f"latency is against the canonical float model: {error}",)
+    return reference.path, ()
 
 
 def _slow(execution: Execution) -> tuple[str, ...]:
