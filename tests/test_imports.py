@@ -46,10 +46,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recon": (*LEAVES, "graph", "data", "recon"),
     "validation": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validation"),
     "emission": (*LEAVES, "output", "graph", "emit", "runtime", "report"),
-    "calibrate": (*LEAVES, "graph", "data", "emit", "runtime"),
+    "arising": ("errors", "graph", "data", "runtime"),
+    "calibrate": (*LEAVES, "graph", "data", "emit", "runtime", "arising"),
     "forecast": (*LEAVES, "graph", "data", "runtime"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
-    "blockwise": (*LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts"),
+    "blockwise": (
+        *LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts", "arising",
+    ),
     "pipeline": (
         *LEAVES, "output", "graph", "data", "emit", "runtime", "recon", "report", "validation",
         "calibrate", "forecast", "parts", "blockwise", "state", "emission",

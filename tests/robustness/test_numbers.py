@@ -57,8 +57,8 @@ def _set(name: str, index: object, value: float) -> Callable[[Constants], None]:
 
 def _scaled(factor: float) -> Callable[[Constants], None]:
     def edit(constants: Constants) -> None:
-        for array in constants.values():
-            array *= np.float32(factor)
+        for name in constants:
+            constants[name] *= np.float32(factor)
 
     return edit
 
@@ -91,13 +91,80 @@ def _quantized(folder: Path, path: Path, x: np.ndarray, recipe: Recipe) -> Resul
     return result
 
 
-@pytest.mark.parametrize("recipe", _RECIPES.values(), ids=_RECIPES)
-@pytest.mark.parametrize("edit", _ODD.values(), ids=_ODD)
-def test_odd_weights_are_quantized(
-    tmp_path: Path, edit: Callable[[Constants], None], recipe: Recipe
-) -> None:
+@pytest.mark.parametrize("kind", _RECIPES)
+@pytest.mark.parametrize("name", _ODD)
+def test_odd_weights_are_quantized(tmp_path: Path, name: str, kind: str, long: bool) -> None:
+    if not long and list(_RECIPES).index(kind) != list(_ODD).index(name) % len(_RECIPES):
+        pytest.skip("each with one recipe; with all: --long")
+    edit, recipe = _ODD[name], _RECIPES[kind]
     constants = _constants()
     edit(constants)
     path = _saved(tmp_path / "m.onnx", constants)
     result = _quantized(tmp_path, path, _samples(), recipe)
     assert all(np.isfinite(block.loss_after) for block in result.blocks if block.loss_after)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["w1", "b0", "w2"])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    constants = _constants()
+    constants[name].reshape(-1)[1] = value
+    path = _saved(tmp_path / "m.onnx", constants)
+    with pytest.raises(ModelError, match=rf"constant '{name}' holds NaN or infinite values"):
+        onnxbrecq.quantize(path, Dataset({"x": _samples()}), _RECIPES["fast"])
+
+
+_LOG = """<ir_version: 9, opset_import: ["" : 17]>
+net (float[N, 3, 6, 6] x) => (float[N, 4] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) m = ReduceMax <axes = [1, 2, 3]> (x)
+    [log] l = Log (m) r = Add (a, l) b = Conv (r, w1, b1)
+    g = GlobalAveragePool (b) h = Flatten (g) y = Gemm <transB = 1> (h, w2, b2) }"""
+
+
+def _with_a_negative_sample(at: int, count: int) -> np.ndarray:
+    x = np.abs(_samples(count)) + 1
+    x[at] *= -1
+    return x
+
+
+def test_a_nan_is_found_where_it_arises(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "m.onnx", _constants(), _LOG)
+    with pytest.raises(DataError, match=r"NaN on sample 11 .*node 'log' \(Log\) makes NaN in 'l'"):
+        onnxbrecq.quantize(path, Dataset({"x": _with_a_negative_sample(11, 16)}), _RECIPES["fast"])
+
+
+def test_a_nan_that_calibration_did_not_see_is_told(tmp_path: Path) -> None:
+    """Ranges are taken of 256 samples; blocks learn from all."""
+    path = _saved(tmp_path / "m.onnx", _constants(), _LOG)
+    data = Dataset({"x": _with_a_negative_sample(258, 260)})
+    result = onnxbrecq.quantize(path, data, _RECIPES["fast"])
+    notes = [block.note for block in result.blocks if block.note]
+    assert any("on sample 258 node 'log' (Log) makes NaN in 'l'" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.5, 0.5), (0, 0), (-3, -3), (-1e30, 1e30), (0, 1e-42), (1e4, 1e4 + 0.01), (-1e33, 1e33)],
+    ids=["one-value", "zero", "negative", "huge", "denormal", "far-from-zero", "beyond-bias-range"],
+)
+def test_odd_ranges_of_data(tmp_path: Path, low: float, high: float) -> None:
+    path = _saved(tmp_path / "m.onnx", _constants())
+    x = np.random.default_rng(1).uniform(0, 1, (8, 3, 6, 6))
+    _quantized(tmp_path, path, (low + x * (high - low)).astype(np.float32), _RECIPES["fast"])
+
+
+def test_one_pixel_far_from_all_others(tmp_path: Path) -> None:
+    path, x = _saved(tmp_path / "m.onnx", _constants()), _samples()
+    x[3, 1, 2, 2] = 1e5
+    result = _quantized(tmp_path, path, x, _RECIPES["fast"])
+    assert result.fidelity is not None
+
+
+def test_a_loss_that_overflows_leaves_what_was_there(tmp_path: Path) -> None:
+    """Squares of 1e25 are infinite in float32: gradients are NaN."""
+    path = _saved(tmp_path / "m.onnx", _constants())
+    result = _quantized(tmp_path, path, _samples() * np.float32(1e25), _RECIPES["learned"])
+    assert all(block.loss_after <= block.loss_before for block in result.blocks
+               if block.loss_before is not None)  # fmt: skip
