@@ -46,13 +46,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recon": (*LEAVES, "graph", "data", "recon"),
     "validation": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validation"),
     "emission": (*LEAVES, "output", "graph", "emit", "runtime", "report"),
-    "calibrate": (*LEAVES, "bits", "graph", "data", "emit", "runtime"),
+    "arising": ("errors", "graph", "data", "runtime"),
+    "calibrate": (*LEAVES, "bits", "graph", "data", "emit", "runtime", "arising"),
     "forecast": (*LEAVES, "graph", "data", "runtime"),
     "bits": ("errors", "recipe", "graph"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "curvature": (*LEAVES, "graph", "runtime", "recon", "parts"),
     "blockwise": (
         *LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts", "curvature",
+        "arising",
     ),
     "search": (
         *LEAVES, "bits", "graph", "data", "emit", "runtime", "recon", "report", "state", "parts",

@@ -145,7 +145,7 @@ def test_values_that_are_no_numbers_are_found_where_they_arise(path: Path, data:
 def test_the_default_target_follows_the_processor(
     path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, exact: bool
 ) -> None:
-    monkeypatch.setattr("onnxbrecq.pipeline.saturation_free", lambda: exact)
+    monkeypatch.setattr("onnxbrecq.preparation.saturation_free", lambda: exact)
     result = onnxbrecq.quantize(path, data, _RECIPE)
     constants = onnx.load(result.output.path).graph.initializer
     kinds = {

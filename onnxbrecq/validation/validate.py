@@ -25,7 +25,7 @@ from onnxbrecq.runtime.openvino import OpenVino
 from onnxbrecq.runtime.session import Session
 from onnxbrecq.validation.accuracy import top1_accuracy
 from onnxbrecq.validation.divergence import divergence
-from onnxbrecq.validation.execution import BATCH, in_onnxruntime, in_openvino
+from onnxbrecq.validation.execution import BATCH, float_source, in_onnxruntime, in_openvino
 from onnxbrecq.validation.fidelity import Comparison, compare, fidelity
 from onnxbrecq.validation.gate import Limits, judge
 from onnxbrecq.validation.metrics import Metric
@@ -91,7 +91,8 @@ def validate(
     nearness = fidelity(comparison)
     unoptimized = Session(quantized, optimize=False, threads=threads)
     plain = parity(quantized, unoptimized, optimized, data, batch, progress=progress)
-    execution = in_onnxruntime(quantized, reference, data, threads)
+    source, as_it_came = float_source(reference)
+    execution = in_onnxruntime(quantized, reference, source, data, threads)
     some = _few(reference, data)
     nodes, parting, untraced = _traced(quantized, reference, some, threads, progress)
     others, missing = (
@@ -107,6 +108,7 @@ def validate(
         ),
         notes=(
             *_notes(comparison, labelled, metric),
+            *as_it_came,
             *untraced,
             *missing,
             *_slow(execution),
