@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from onnxbrecq.graph.inspection import inspect
     from onnxbrecq.pipeline import quantize, validate
     from onnxbrecq.plan import QuantPlan
-    from onnxbrecq.recipe import TARGETS, Preprocess, Recipe, Reconstruction
+    from onnxbrecq.recipe import PRESETS, TARGETS, Preprocess, Recipe, Reconstruction
     from onnxbrecq.report.result import Emission, Result
     from onnxbrecq.runtime.doctor import doctor
 
     __version__: str
 
 __all__ = [
+    "PRESETS",
     "TARGETS",
     "DataError",
     "Dataset",
@@ -64,6 +65,7 @@ _HOMES = {
     "OnnxbrecqError": "onnxbrecq.errors",
     "OutputError": "onnxbrecq.errors",
     "PlanError": "onnxbrecq.errors",
+    "PRESETS": "onnxbrecq.recipe",
     "Preprocess": "onnxbrecq.recipe",
     "QuantPlan": "onnxbrecq.plan",
     "Recipe": "onnxbrecq.recipe",

@@ -15,6 +15,7 @@ from onnxbrecq.blockwise import walk
 from onnxbrecq.calibrate import calibrate, without_range
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.sources import Reading
 from onnxbrecq.emission import emitted, written
 from onnxbrecq.emit.targets import Target, permit, run_here, target_for
 from onnxbrecq.forecast import forecast
@@ -105,7 +106,8 @@ def quantize(
         kept = () if plan is None else (Path(plan),)
         for place in (*places(destination, float_model.source_bytes), *kept):
             claim(place, force=force, sources=float_model.files)
-        samples, cut = _samples(data, float_model, recipe)
+        reading = Reading(recipe.preprocess, folder.absolute().parent, progress)
+        samples, cut = _samples(data, float_model, reading)
         float_model = fork(float_model, recipe.activations)
     points, blocks = find_points(float_model), partition(float_model)
     with clock.stage("forecast"):
@@ -115,7 +117,7 @@ def quantize(
     storage = Storage(max(ahead.room, 0), folder.parent)
     with clock.stage("load"):
         samples = samples if samples is data else storage.kept(samples)
-        labelled, more = _labelled(evaluation, float_model, recipe)
+        labelled, more = _labelled(evaluation, float_model, reading)
         if labelled is not None and labelled is not evaluation:
             labelled = storage.kept(labelled)
     with clock.stage("calibrate"):
@@ -163,10 +165,11 @@ def validate(
     with clock.stage("load"):
         float_model = load(Path(reference))
         proto, files = read(destination)
-        labelled, notes = _labelled(evaluation, float_model, recipe)
+        reading = Reading(recipe.preprocess, progress=progress)
+        labelled, notes = _labelled(evaluation, float_model, reading)
         samples = labelled
         if samples is None:
-            samples, notes = _samples(data, float_model, recipe)
+            samples, notes = _samples(data, float_model, reading)
     with clock.stage("validate"):
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
@@ -182,19 +185,20 @@ def validate(
 _Read = tuple[Dataset, tuple[str, ...]]  # samples, and what a user should know of them
 
 
-def _samples(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> _Read:
+def _samples(data: PathLike | Dataset | None, model: Model, reading: Reading) -> _Read:
     if isinstance(data, Dataset):
         return _whole(data, model)
-    found = sources.calibration(None if data is None else str(data), model, recipe.preprocess)
+    found = sources.calibration(None if data is None else str(data), model, reading)
+    assert found is not None
     return _whole(found, model)
 
 
 def _labelled(
-    data: PathLike | Dataset | None, model: Model, recipe: Recipe
+    data: PathLike | Dataset | None, model: Model, reading: Reading
 ) -> _Read | tuple[None, tuple[str, ...]]:
     if isinstance(data, Dataset):
         return _whole(data, model)
-    found = sources.evaluation(None if data is None else str(data), model, recipe.preprocess)
+    found = sources.evaluation(None if data is None else str(data), model, reading)
     return (None, ()) if found is None else _whole(found, model)
 
 
