@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxbrecq import TARGETS, Recipe
+from onnxbrecq import PRESETS, TARGETS, Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,6 +67,12 @@ def measuring(function: F) -> F:
     for option in (
         click.option("--threads", type=int, help="Of torch and onnxruntime; default: all cores."),
         click.option("--recipe", type=PATH, metavar="FILE.toml", help="These options, and more."),
+        click.option(
+            "--preprocess",
+            "preset",
+            metavar="PRESET",
+            help=f"Of a folder of images: {', '.join(PRESETS)}; the recipe says more.",
+        ),
         click.option(
             "--max-drop",
             type=float,

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from onnxbrecq.graph.inspection import inspect
     from onnxbrecq.pipeline import pareto, quantize, sensitivities, validate
     from onnxbrecq.plan import QuantPlan
-    from onnxbrecq.recipe import TARGETS, Budget, Latency, Preprocess, Recipe, Reconstruction
+    from onnxbrecq.recipe import (
+        PRESETS,
+        TARGETS,
+        Budget,
+        Latency,
+        Preprocess,
+        Recipe,
+        Reconstruction,
+    )
     from onnxbrecq.report.junit import as_junit
     from onnxbrecq.report.markdown import as_markdown
     from onnxbrecq.report.result import Emission, Result
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "PRESETS",
     "TARGETS",
     "Budget",
     "DataError",
@@ -79,6 +88,7 @@ _HOMES = {
     "OnnxbrecqError": "onnxbrecq.errors",
     "OutputError": "onnxbrecq.errors",
     "PlanError": "onnxbrecq.errors",
+    "PRESETS": "onnxbrecq.recipe",
     "Preprocess": "onnxbrecq.recipe",
     "QuantPlan": "onnxbrecq.plan",
     "Recipe": "onnxbrecq.recipe",

@@ -16,6 +16,7 @@ import onnx
 from onnxbrecq.bits import Allocation
 from onnxbrecq.blockwise import walk
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.sources import Reading
 from onnxbrecq.emission import emitted, written
 from onnxbrecq.errors import DataError, EmissionError
 from onnxbrecq.graph.load import load, read
@@ -155,10 +156,11 @@ def validate(
     with clock.stage("load"):
         float_model = load(Path(reference))
         proto, files = read(destination)
-        labelled, notes = labelled_of(evaluation, float_model, recipe)
+        reading = Reading(recipe.preprocess, progress=progress)
+        labelled, notes = labelled_of(evaluation, float_model, reading)
         samples = labelled
         if samples is None:
-            samples, notes = samples_of(data, float_model, recipe)
+            samples, notes = samples_of(data, float_model, reading)
         scoring = metric_for(labelled, metric, detections)
     with clock.stage("validate"):
         validation = validate_files(

@@ -13,6 +13,7 @@ from onnxbrecq.bits import Allocation, uniform_bits
 from onnxbrecq.calibrate import Calibration, sampled, without_range
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.sources import Reading
 from onnxbrecq.emit.targets import Target, permit, run_here, target_for
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
@@ -130,7 +131,8 @@ def prepared(
         files = [*places(written[0], original.source_bytes), *written[1:]] if written else []
         for place in files:
             claim(place, force=force, sources=original.files)
-        samples, cut = samples_of(data, original, recipe)
+        reading = Reading(recipe.preprocess, folder.absolute().parent, progress)
+        samples, cut = samples_of(data, original, reading)
         model = _forked(original, recipe)
     points, blocks = find_points(model), partition(model)
     uniform = uniform_bits(points, recipe)
@@ -141,7 +143,7 @@ def prepared(
     storage = Storage(max(ahead.room, 0), folder.parent)
     with clock.stage("load"):
         samples = samples if samples is data else storage.kept(samples)
-        labelled, more = labelled_of(evaluation, model, recipe)
+        labelled, more = labelled_of(evaluation, model, reading)
         if labelled is not None and labelled is not evaluation:
             labelled = storage.kept(labelled)
     with clock.stage("calibrate"):
@@ -165,19 +167,20 @@ def _forked(model: Model, recipe: Recipe) -> Model:
 _Read = tuple[Dataset, tuple[str, ...]]  # samples, and what a user should know of them
 
 
-def samples_of(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> _Read:
+def samples_of(data: PathLike | Dataset | None, model: Model, reading: Reading) -> _Read:
     if isinstance(data, Dataset):
         return _whole(data, model)
-    found = sources.calibration(None if data is None else str(data), model, recipe.preprocess)
+    found = sources.calibration(None if data is None else str(data), model, reading)
+    assert found is not None
     return _whole(found, model)
 
 
 def labelled_of(
-    data: PathLike | Dataset | None, model: Model, recipe: Recipe
+    data: PathLike | Dataset | None, model: Model, reading: Reading
 ) -> _Read | tuple[None, tuple[str, ...]]:
     if isinstance(data, Dataset):
         return _whole(data, model)
-    found = sources.evaluation(None if data is None else str(data), model, recipe.preprocess)
+    found = sources.evaluation(None if data is None else str(data), model, reading)
     return (None, ()) if found is None else _whole(found, model)
 
 
