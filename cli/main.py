@@ -9,7 +9,9 @@ from .command import FAILED, INTERRUPTED, interruptible, say
 from .doctor import doctor
 from .emit import emit
 from .inspect import inspect
+from .pareto import pareto
 from .quantize import quantize
+from .sensitivity import sensitivity
 from .validate import validate
 
 
@@ -30,6 +32,8 @@ def program() -> None:
 program.add_command(quantize)
 program.add_command(inspect)
 program.add_command(validate)
+program.add_command(sensitivity)
+program.add_command(pareto)
 program.add_command(emit)
 program.add_command(doctor)
 

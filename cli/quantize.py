@@ -1,7 +1,6 @@
 """onnxbrecq quantize: float ONNX in, quantized ONNX out."""
 
 import os
-from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +9,20 @@ import click
 from onnxbrecq import Recipe
 
 from .command import Command
+from .environment import spin_briefly
 from .options import (
-    FLOAT,
     PATH,
-    bits_or_float,
+    SENSITIVITY,
+    bits,
+    budgeted,
     common,
     judging,
     measuring,
+    mixing,
     output_and_target,
     recipe_of,
+    working,
 )
-
-# Threads of torch wait for each other in a loop, by default for about a millisecond. On a processor
-# that others use too, a quantization takes 412 s so, and 63 s with this count; alone 32 and 35 s
-# (2 cores, libgomp of torch 2.13). It is read when torch is loaded.
-_SPINS = "1000"
-
-_ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
 
 
 @click.command(cls=Command)
@@ -39,19 +35,10 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
     metavar="BITS",
     help=f"2, 3, 4 or 8; default {Recipe.weights}.",
 )
-@click.option(
-    "-a",
-    "--activations",
-    callback=bits_or_float,
-    metavar="BITS",
-    help=f"2, 3, 4, 8, {FLOAT} (weight-only), or 16 (qnn); default {_ACTIVATIONS}.",
-)
-@click.option(
-    "--first-last",
-    type=int,
-    metavar="BITS",
-    help=f"Of the first and the last weight layer; default {Recipe.first_last}.",
-)
+@bits
+@mixing
+@budgeted
+@SENSITIVITY
 @click.option("--effort", metavar="fast|balanced|best", help=f"Default {Recipe.effort}.")
 @click.option(
     "--plan",
@@ -59,20 +46,7 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
     metavar="FILE",
     help="Also keep the decisions (safetensors), for emit: the same model, or for another target.",
 )
-@click.option("--seed", type=int, help=f"Of every random choice; default {Recipe.seed}.")
-@click.option(
-    "--work-dir",
-    type=PATH,
-    metavar="DIR",
-    help="Finished blocks are kept here until the output is written; default: OUTPUT.work.",
-)
-@click.option("--no-resume", is_flag=True, help="Start afresh, whatever the work-dir holds.")
-@click.option(
-    "--max-memory",
-    metavar="SIZE",
-    help="Activations beyond it go to disk: 4GiB, 500MB; default: half of what is free.",
-)
-@click.option("--device", metavar="auto|cpu|cuda", help=f"Default {Recipe.device}.")
+@working("OUTPUT.work")
 @measuring
 @judging
 @common
@@ -93,6 +67,7 @@ def quantize(
     junit: Path | None,
     summary: Path | None,
     plan: Path | None,
+    sensitivity: Path | None,
     work_dir: Path | None,
     no_resume: bool,
     force: bool,
@@ -108,7 +83,7 @@ def quantize(
 
     from . import progress, render  # noqa: PLC0415 -- likewise rich
 
-    models = [model, output, plan]
+    models = [model, output, plan, sensitivity]
     render.claim_json(json, force=force, models=models)
     render.claim_reports(junit, summary, force=force, models=models)
     with progress.watching(quiet=quiet, verbose=verbose) as watch:
@@ -121,6 +96,7 @@ def quantize(
             detections=detections,
             output=output,
             plan=plan,
+            sensitivity=sensitivity,
             work_dir=work_dir,
             resume=not no_resume,
             force=force,
@@ -129,9 +105,3 @@ def quantize(
     render.result(result, json, quiet=quiet)
     render.for_ci(result, junit, summary)
     render.leave_by_gate(ctx, result)
-
-
-def spin_briefly(environment: MutableMapping[str, str]) -> None:
-    """Edits the environment: OpenMP's threads soon sleep while waiting, unless told otherwise."""
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", _SPINS)

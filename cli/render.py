@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -24,6 +24,14 @@ from onnxbrecq.errors import OutputError
 from onnxbrecq.output import claim, write_atomically
 
 from .command import GATE_NOT_MET, say, shown
+from .search_rows import (
+    FRONT_COLUMNS,
+    exploration_rows,
+    front_rows,
+    interaction_rows,
+    point_rows,
+    sensitivity_table,
+)
 
 if TYPE_CHECKING:
     from onnxbrecq import Result
@@ -121,6 +129,42 @@ def inspection(found: Json, json: Path | None, *, quiet: bool) -> None:
 def diagnosis(found: Json, json: Path | None, *, quiet: bool) -> None:
     """Shows what `doctor` found out."""
     _deliver([_pairs(_doctor_rows(found))], found, json, quiet=quiet)
+
+
+def exploration(found: Json, json: Path | None, *, quiet: bool) -> None:
+    """Shows the sensitivities of a model."""
+    columns, rows = sensitivity_table(found)
+    parts: list[RenderableType] = [_pairs(exploration_rows(found))]
+    parts += _section("Loss added to that with all layers at their finest", columns, rows)
+    terms = ("layers", "bits", "loss")
+    parts += _section("Largest interactions", terms, interaction_rows(found))
+    _deliver(parts, found, json, quiet=quiet)
+
+
+def front(found: Json, json: Path | None, *, quiet: bool) -> None:
+    """Shows a Pareto front."""
+    table = _section("Front", FRONT_COLUMNS, point_rows(found))
+    _deliver([_pairs(front_rows(found)), *table], found, json, quiet=quiet)
+
+
+def claim_html(path: Path | None, *, force: bool, models: Sequence[Path | None]) -> None:
+    """Refuses an --html file that could not, or must not, be written when the work is done.
+
+    Raises:
+        UsageError: it is one of the other files.
+        OutputError: something else is in the way.
+    """
+    if path is None:
+        return
+    if path.suffix == ".onnx" or path.resolve() in {m.resolve() for m in models if m}:
+        raise click.UsageError(f"--html {path}: is another file of this command; give another")
+    claim(path, force=force)
+
+
+def write_html(path: Path | None, page: Callable[[], str]) -> None:
+    """Writes the page, where it was asked for."""
+    if path is not None:
+        write_atomically(path, page().encode())
 
 
 def leave_by_gate(ctx: click.Context, found: "Result") -> None:
@@ -222,6 +266,7 @@ def _result_rows(found: "Result") -> Rows:
     yield from _divergence_rows(found)
     yield from _node_rows(found)
     yield from _execution_rows(found)
+    yield from _search_rows(found)
     if found.gate.met is not None:
         asked = ", ".join(f"{key} {value:g}" for key, value in found.gate.asked.items())
         yield "gate", f"{'met' if found.gate.met else 'not met'} ({asked})"
@@ -235,6 +280,30 @@ def _result_rows(found: "Result") -> Rows:
             yield "note", f"block {block.name}: {block.note}"
     for note in found.notes:
         yield "note", note
+
+
+def _search_rows(found: "Result") -> Rows:
+    """How the bits of layers were chosen."""
+    search = found.search
+    if search is None:
+        return
+    gap = "" if search.gap is None else f", at most {100 * search.gap:.2g} % from the best"
+    predicted = "" if search.sqnr_db is None else f", SQNR {search.sqnr_db:.1f} dB"
+    yield "search", f"{search.method}: predicted loss {search.loss:.3g}{predicted}{gap}"
+    counts = [layer.weight_bits or "float" for layer in found.layers]
+    kinds = sorted(set(counts), key=str)
+    yield "layers", ", ".join(f"{counts.count(b)} of {b} bits" for b in kinds)
+    for budget in search.budgets:
+        if budget.limit is not None:
+            share = 100 * budget.used / budget.limit
+            yield (
+                "budget",
+                f"{budget.key} {budget.used:,.6g} of {budget.limit:,.6g} {budget.unit} "
+                f"({share:.1f} %)",
+            )
+    for trial in search.trials:
+        verdict = "passes" if trial.passed else f"fails: {trial.figure}"
+        yield "tried", f"{_bytes(trial.size_bytes)} {verdict}"
 
 
 def _emission_rows(found: Json) -> Rows:

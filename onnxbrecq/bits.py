@@ -63,7 +63,7 @@ def offered_bits(
     ):
         if asked and not taken:
             raise RecipeError(f"{key} = {list(asked)}: the target takes none of them")
-    found = {}
+    found: dict[str, tuple[Bits, ...]] = {}
     for name, layer in points.layers.items():
         fixed = Bits(_weight(layer, recipe, pins), _data(layer, recipe, pins))
         if name in pins or (layer.edge and recipe.first_last is not None):

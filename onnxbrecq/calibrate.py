@@ -62,9 +62,9 @@ class Calibration:
             if point.kind == "activation" and point.group in tensors:
                 tensors[name] = tensors[point.group]
         for name, layer in self._points.layers.items():
-            width = bits[name].weight
-            if width is not None:
-                tensors[layer.weight] = self.weight(layer, width, tensors.get(layer.data))
+            wanted = bits[name].weight
+            if wanted is not None:
+                tensors[layer.weight] = self.weight(layer, wanted, tensors.get(layer.data))
         return QuantPlan(
             tensors,
             source_sha256=self._model.source_sha256,

@@ -122,8 +122,9 @@ def _learned(block: Block, points: Points, seen: Outputs, samples: int, recipe: 
         return 0
     settings = recipe.settings()
     rounding = _ROUNDING * samples if settings.start == "second-order" else 0
-    inner = min(recipe.weights, recipe.activations or 8)
-    coarse = any((recipe.first_last if layer.edge else inner) < 8 for layer in layers)
+    weights = min(recipe.offered) if recipe.mixed else recipe.weights
+    inner = min(weights, recipe.activations or 8)
+    coarse = any((recipe.first_last or inner if layer.edge else inner) < 8 for layer in layers)
     steps = settings.trials * settings.steps(coarse=coarse)
     places = max(math.prod(seen[name].shape[2:]) for name in block.outputs)
     return rounding + _STEP * steps * settings.samples_a_step(places)

@@ -9,12 +9,11 @@ from onnxbrecq.bits import Allocation, Bits, finest, offered_bits, tied
 from onnxbrecq.calibrate import Calibration
 from onnxbrecq.emit.targets import Target
 from onnxbrecq.errors import DataError, RecipeError
-from onnxbrecq.graph.model import Model
 from onnxbrecq.parts import Task
 from onnxbrecq.progress import Progress
 from onnxbrecq.recipe import Budget
 from onnxbrecq.search import latency
-from onnxbrecq.search.allocate import Found, Limit, Problem, exact, least
+from onnxbrecq.search.allocate import Found, Limit, Problem, check_feasible, exact, least
 from onnxbrecq.search.costs import Cost, FileSize, bitops
 from onnxbrecq.search.costs import latency as latency_cost
 from onnxbrecq.search.genetic import genetic
@@ -27,28 +26,30 @@ _NEAR = 0.02  # of a size: bisection goes no further
 
 
 @dataclass(frozen=True)
-class Space:
-    """What there is to choose from, what it loses and what it costs.
+class Menu:
+    """What there is to choose from, and what it costs.
 
     Attributes:
         task: the model, all layers at what they may read at least.
         target: whose files' sizes count.
-        table: of losses.
-        problem: the same as numbers.
+        choices: layer → what it may get, of the layers that have a choice.
+        fixed: layer → its bits, of all others.
+        ties: layers that must read the same bits.
         sizes: of emitted files.
         size: what each choice adds to them.
     """
 
     task: Task
     target: Target
-    table: Sensitivity
-    problem: Problem
+    choices: Mapping[str, tuple[Bits, ...]]
+    fixed: Allocation
+    ties: tuple[tuple[str, ...], ...]
     sizes: FileSize
     size: Cost
 
     def all_bits(self, chosen: Allocation) -> dict[str, Bits]:
         """The bits of every layer, where those with a choice have `chosen`."""
-        return {**self.table.fixed, **chosen}
+        return {**self.fixed, **chosen}
 
     def cost(self, key: str) -> Cost:
         """What each choice costs.
@@ -56,14 +57,14 @@ class Space:
         Raises:
             RecipeError: bits do not change it, or a table of latencies lacks a layer.
         """
-        model, table = self.task.model, self.table
+        model = self.task.model
         if key == "size":
             found = self.size
         elif key == "bitops":
-            found = bitops(model, table.choices, table.fixed)
+            found = bitops(model, self.choices, self.fixed)
         else:
             found = self._latency()
-        if found.constant and table.choices:
+        if found.constant and self.choices:
             raise RecipeError(
                 f"budget {key}: bits change nothing of it for target {self.target.name}, which "
                 f"stores weights as {self.target.storage}; it is {found.base:.6g} {found.unit} and "
@@ -77,7 +78,7 @@ class Space:
         Raises:
             RecipeError: it is to be onnxruntime's, whose kernels are as fast at all bits.
         """
-        model, table, wanted = self.task.model, self.table, self.task.recipe.latency
+        model, wanted = self.task.model, self.task.recipe.latency
         if wanted.table is not None:
             timed = latency.from_table(Path(wanted.table), model)
             note = f"of the table {wanted.table}"
@@ -87,10 +88,10 @@ class Space:
                     f"{wanted.bandwidth_gbs:g} GB/s, weight stationary")  # fmt: skip
         else:
             raise RecipeError(self._no_influence())
-        return latency_cost(model, table.choices, table.fixed, timed, note=note)
+        return latency_cost(model, self.choices, self.fixed, timed, note=note)
 
     def _no_influence(self) -> str:
-        plan = self.sizes.calibration.plan(self.all_bits(finest(self.table.choices)))
+        plan = self.sizes.calibration.plan(self.all_bits(finest(self.choices)))
         times = latency.measured(self.task.model, plan, self.task.target, self.task.recipe.threads)
         integer, floating = (sum(ms) for ms in zip(*times.values(), strict=True))
         return (
@@ -101,57 +102,97 @@ class Space:
         )
 
 
+@dataclass(frozen=True)
+class Space:
+    """A menu, and what its choices lose.
+
+    Attributes:
+        menu: what there is to choose from; layers that could not be measured have no choice.
+        table: of losses.
+        problem: the same as numbers.
+    """
+
+    menu: Menu
+    table: Sensitivity
+    problem: Problem
+
+
+def menu_of(task: Task, calibration: Calibration, target: Target, data_sha256: str) -> Menu:
+    """What the task's recipe offers, and what it costs.
+
+    Raises:
+        RecipeError: nothing that is offered is taken by the target, or a pin matches no layer.
+    """
+    offered = offered_bits(task.points, task.recipe, target.weights, target.activations)
+    choices = {name: bits for name, bits in offered.items() if len(bits) > 1}
+    fixed = {name: bits[0] for name, bits in offered.items() if len(bits) == 1}
+    sizes = FileSize(task.model, target, calibration, data_sha256)
+    return Menu(
+        task, target, choices, fixed, tied(task.points, offered), sizes, sizes.cost(choices, fixed)
+    )
+
+
 def explored(
-    task: Task,
-    calibration: Calibration,
-    target: Target,
-    data_sha256: str,
+    menu: Menu,
     progress: Progress,
     *,
     state: State | None = None,
     table: Sensitivity | None = None,
     check_output: bool = False,
 ) -> Space:
-    """Measures what is not in `table`, and what each choice costs.
+    """The menu with what its choices lose: measured, unless `table` tells.
 
     Raises:
         DataError: `table` is of another model, other data or other choices.
-        RecipeError: nothing that is offered is taken by the target.
     """
-    offered = offered_bits(task.points, task.recipe, target.weights, target.activations)
+    sizes = menu.sizes
     if table is None:
+        offered = {**{name: (bits,) for name, bits in menu.fixed.items()}, **menu.choices}
         table = measured(
-            dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, target=target.name)),
-            calibration, data_sha256, progress, state, offered=offered, check_output=check_output,
+            menu.task, sizes.calibration, sizes.data_sha256, progress, state,
+            offered={name: offered[name] for name in menu.task.points.layers},
+            check_output=check_output,
         )  # fmt: skip
     else:
-        _check_table(table, task.model, data_sha256, offered)
-    sizes = FileSize(task.model, target, calibration, data_sha256)
-    return Space(
-        task, target, table, Problem(table, tied(task.points, _told(table))), sizes,
-        sizes.cost(table.choices, table.fixed),
-    )  # fmt: skip
+        _check_table(table, menu)
+    closed = {name: bits for name, bits in table.fixed.items() if name not in menu.fixed}
+    if closed:
+        menu = dataclasses.replace(
+            menu,
+            choices=table.choices,
+            fixed={**menu.fixed, **closed},
+            ties=tuple(tie for tie in menu.ties if not set(tie) & set(closed)),
+            size=sizes.cost(table.choices, table.fixed),
+        )
+    return Space(menu, table, Problem(table.choices, table.factors(), menu.ties))
 
 
-def _told(table: Sensitivity) -> dict[str, tuple[Bits, ...]]:
-    return {**{name: (bits,) for name, bits in table.fixed.items()}, **table.choices}
+def feasible(menu: Menu, budgets: Sequence[Budget]) -> list[Limit]:
+    """The budgets in the units of their costs, once it is known that they can be kept.
+
+    Raises:
+        RecipeError: one cannot; says what is the nearest that can. Or bits do not change what it
+            is of.
+    """
+    asked = limits(menu, budgets)
+    check_feasible(Problem(menu.choices, (), menu.ties), asked)
+    return asked
 
 
-def _check_table(
-    table: Sensitivity, model: Model, data: str, offered: Mapping[str, Sequence[Bits]]
-) -> None:
+def _check_table(table: Sensitivity, menu: Menu) -> None:
     """Refuses a table that does not belong to what it is to be used for."""
     for what, had, wanted in (
-        ("model", table.model_sha256, model.source_sha256),
-        ("data", table.data_sha256, data),
+        ("model", table.model_sha256, menu.task.model.source_sha256),
+        ("data", table.data_sha256, menu.sizes.data_sha256),
     ):
         if had != wanted:
             raise DataError(
                 f"the table of sensitivities was measured with another {what} ({had[:12]}, not "
                 f"{wanted[:12]}); measure it anew"
             )
-    told = _told(table)
-    other = [n for n, bits in offered.items() if n not in told or not _part(told[n], bits)]
+    known = {**{name: (bits,) for name, bits in table.fixed.items()}, **table.choices}
+    offered = {**{name: (bits,) for name, bits in menu.fixed.items()}, **menu.choices}
+    other = [n for n, bits in offered.items() if not _part(known.get(n, ()), bits)]
     if other:
         raise DataError(
             f"the table of sensitivities has other bits of layer {other[0]!r} than are offered; "
@@ -164,7 +205,7 @@ def _part(known: Sequence[Bits], offered: Sequence[Bits]) -> bool:
     return tuple(known) in (tuple(offered), tuple(offered[-1:]))
 
 
-def limits(space: Space, budgets: Sequence[Budget]) -> list[Limit]:
+def limits(menu: Menu, budgets: Sequence[Budget]) -> list[Limit]:
     """The budgets in the units of their costs.
 
     Raises:
@@ -174,8 +215,8 @@ def limits(space: Space, budgets: Sequence[Budget]) -> list[Limit]:
     for budget in budgets:
         most = budget.amount
         if budget.relative:
-            most *= space.task.model.source_bytes
-        found.append(Limit(space.cost(budget.key), most))
+            most *= menu.task.model.source_bytes
+        found.append(Limit(menu.cost(budget.key), most))
     return found
 
 
@@ -185,14 +226,14 @@ def chosen(space: Space, asked: Sequence[Limit]) -> Found:
     Raises:
         RecipeError: there is none; says what is the nearest that can be had.
     """
-    recipe = space.task.recipe
+    menu, recipe = space.menu, space.menu.task.recipe
     tightened = list(asked)
     for _ in range(_TIGHTER):
         if recipe.search == "genetic":
             found = genetic(space.problem, tightened, recipe.seed)
         else:
             found = exact(space.problem, tightened)
-        size = space.sizes.of(space.all_bits(found.bits))
+        size = menu.sizes.of(menu.all_bits(found.bits))
         over = max((size - x.most for x in asked if x.cost.key == "size"), default=0)
         found = dataclasses.replace(found, costs={**found.costs, "size": float(size)})
         if over <= 0:
@@ -208,13 +249,14 @@ def smallest(
 
     The finest one if not even that passes.
     """
-    finest_ = chosen(space, [Limit(space.size, _most(space.size))])
+    cost = space.menu.size
+    finest_ = chosen(space, [Limit(cost, _most(cost))])
     tried = [(finest_, passes(finest_))]
-    best, low, high = finest_, least(space.problem, space.size), finest_.costs["size"]
+    best, low, high = finest_, least(space.problem, cost), finest_.costs["size"]
     verdicts = {_key(finest_): tried[0][1]}
     while tried[0][1] and high - low > _NEAR * high:
         middle = (low + high) / 2
-        found = chosen(space, [Limit(space.size, middle)])
+        found = chosen(space, [Limit(cost, middle)])
         key = _key(found)
         if key not in verdicts:
             verdicts[key] = passes(found)

@@ -18,12 +18,12 @@ from onnxbrecq.blockwise import walk
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.data.sources import Reading
 from onnxbrecq.emission import emitted, written
-from onnxbrecq.errors import DataError, EmissionError
+from onnxbrecq.errors import DataError, EmissionError, RecipeError
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.provenance import provenance
 from onnxbrecq.graph.write import contents
-from onnxbrecq.mixed import Space, chosen, explored, limits, smallest
+from onnxbrecq.mixed import Menu, Space, chosen, explored, feasible, menu_of, smallest
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.preparation import Clock, Prepared, labelled_of, prepared, samples_of
 from onnxbrecq.progress import Progress, silent
@@ -100,13 +100,16 @@ def quantize(
         EmissionError: a decision cannot be written.
         OutputError: the output cannot be written.
     """
+    recipe = recipe or Recipe()
+    if recipe.mixed and not recipe.budget and recipe.max_drop is None:
+        raise RecipeError("search: for what? Give a budget, or max_drop")
     clock = Clock()
     source = Path(model)
     destination = Path(output) if output else source.with_name(f"{source.stem}.quant.onnx")
     folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
     kept = () if plan is None else (Path(plan),)
     ready = prepared(
-        source, recipe or Recipe(), data=data, evaluation=evaluation, folder=folder, clock=clock,
+        source, recipe, data=data, evaluation=evaluation, folder=folder, clock=clock,
         progress=progress, written=(destination, *kept), force=force,
     )  # fmt: skip
     scoring = partial(metric_for, ready.labelled, metric, detections)
@@ -205,12 +208,13 @@ def sensitivities(
         Path(model), _mixed(recipe), data=data, evaluation=None, folder=folder, clock=clock,
         progress=progress,
     )  # fmt: skip
+    menu = _menu(ready)
     with opened(folder, ready.key(), resume=resume) as state:
-        space = _explored(ready, clock, progress, state, None, check_output=check_output)
+        space = explored(menu, progress, state=state, check_output=check_output)
         state.discard()
     return Exploration(
         version("onnxbrecq"), source_facts(ready.original), _layers(ready), space.table,
-        {key: space.cost(key) for key in ("size", "bitops")},
+        {key: space.menu.cost(key) for key in ("size", "bitops")},
         (*ready.original.notes, *ready.notes, *space.table.notes),
     )  # fmt: skip
 
@@ -253,10 +257,12 @@ def pareto(
         Path(model), _mixed(recipe), data=data, evaluation=evaluation, folder=folder, clock=clock,
         progress=progress,
     )  # fmt: skip
+    menu, table = _menu(ready), _table(sensitivity)
+    asked = feasible(menu, [b for b in ready.recipe.budget if b.key != cost])
+    axis = menu.cost(cost)
     with opened(folder, ready.key(), resume=resume) as state:
-        space = _explored(ready, clock, progress, state, _table(sensitivity))
-        asked = limits(space, [b for b in ready.recipe.budget if b.key != cost])
-        found = front(space.problem, space.cost(cost), asked, points, progress)
+        space = explored(menu, progress, state=state, table=table)
+        found = front(space.problem, axis, asked, points, progress)
         picked = set(np.linspace(0, len(found) - 1, min(verify, len(found))).round().astype(int))
         made = tuple(
             Point(f, _verified(ready, space, f, progress, state) if i in picked else None)
@@ -265,7 +271,7 @@ def pareto(
         state.discard()
     return Front(
         version("onnxbrecq"), source_facts(ready.original), _layers(ready), space.table,
-        space.cost(cost), made, (*ready.original.notes, *ready.notes, *space.table.notes),
+        axis, made, (*ready.original.notes, *ready.notes, *space.table.notes),
     )  # fmt: skip
 
 
@@ -320,11 +326,14 @@ def _decided(
     """All decisions: at uniform bits, at the best for the budgets, or at the fewest that pass."""
     if not ready.recipe.mixed:
         return _learned(ready, ready.uniform(), clock, progress, state)
-    space = _explored(ready, clock, progress, state, table)
-    asked, trials = limits(space, ready.recipe.budget), []
+    menu = _menu(ready)
+    asked = feasible(menu, ready.recipe.budget)
+    with clock.stage("sensitivity"):
+        space = explored(menu, progress, state=state, table=table)
+    trials: list[TrialFacts] = []
 
     def passes(found: Found) -> bool:
-        best = _learned(ready, space.all_bits(found.bits), clock, progress, state)
+        best = _learned(ready, space.menu.all_bits(found.bits), clock, progress, state)
         with clock.stage("search"):
             gate = _measured(ready, best, scoring(), progress)[2]
         trials.append(TrialFacts(found.costs["size"], found.loss, bool(gate.met), gate.reason))
@@ -333,12 +342,9 @@ def _decided(
     if asked:
         with clock.stage("search"):
             found = chosen(space, asked)
-    elif ready.recipe.max_drop is not None:
-        found, _ = smallest(space, passes, progress)
     else:
-        with clock.stage("search"):
-            found = chosen(space, [])
-    best = _learned(ready, space.all_bits(found.bits), clock, progress, state)
+        found, _ = smallest(space, passes, progress)
+    best = _learned(ready, space.menu.all_bits(found.bits), clock, progress, state)
     search = dataclasses.replace(_search(space, found, asked), trials=tuple(trials))
     return dataclasses.replace(best, search=search, notes=space.table.notes)
 
@@ -364,27 +370,15 @@ def _measured(
     )  # fmt: skip
 
 
-def _explored(
-    ready: Prepared,
-    clock: Clock,
-    progress: Progress,
-    state: State,
-    table: Sensitivity | None,
-    *,
-    check_output: bool = False,
-) -> Space:
-    with clock.stage("sensitivity"):
-        return explored(
-            ready.task, ready.calibration, ready.target, ready.data_sha256, progress,
-            state=state, table=table, check_output=check_output,
-        )  # fmt: skip
+def _menu(ready: Prepared) -> Menu:
+    return menu_of(ready.task, ready.calibration, ready.target, ready.data_sha256)
 
 
 def _verified(
     ready: Prepared, space: Space, found: Found, progress: Progress, state: State
 ) -> Verified:
     """The point, really quantized."""
-    best = _learned(ready, space.all_bits(found.bits), Clock(), progress, state)
+    best = _learned(ready, space.menu.all_bits(found.bits), Clock(), progress, state)
     size = _emitted_bytes(emitted(best.model, best.plan, ready.target))
     accuracy, nearness, _ = _measured(ready, best, metric_for(ready.labelled, None, None), progress)
     return Verified(size, accuracy, nearness)

@@ -244,9 +244,10 @@ def state_key(task: Task, data: str) -> dict[str, object]:
     """What a block's decisions depend on, beside its bits; `data` is the digest of the samples."""
     model = {"sha256": task.model.source_sha256, "blocks": [b.name for b in task.blocks]}
     seen = {**environment(), "onnxbrecq": version("onnxbrecq"), "cores": os.cpu_count()}
+    recipe = dataclasses.replace(task.recipe.decisive(), budget=())
     return {
         "model": model,
         "data": data,
-        "recipe": task.recipe.decisive().as_json(),
+        "recipe": recipe.as_json(),
         "environment": seen,
     }

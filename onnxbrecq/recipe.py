@@ -426,8 +426,8 @@ class Recipe:
             values["reconstruction"] = dataclasses.replace(_EFFORT[effort], **given)
         if "latency" in table:
             values["latency"] = Latency(**_fields(Latency, "latency.", table["latency"]))
-        for given, other in (("budget", "weights"), ("weights", "budget")):
-            if given in overrides:  # the command line wins over what excludes it
+        for wins, other in (("budget", "weights"), ("weights", "budget")):
+            if wins in overrides:  # the command line wins over what excludes it
                 values.pop(other, None)
         values.update(overrides)
         _worded(values)
@@ -440,10 +440,10 @@ class Recipe:
         return self.reconstruction or _EFFORT[self.effort]
 
     def decisive(self) -> Self:
-        """What a block's decisions depend on, beside its bits: what else there is, is left out."""
+        """What decisions depend on: the gates and the bound of memory are as if not given."""
         return dataclasses.replace(
             self, max_drop=None, min_integer=None, max_size=None, min_speedup=None,
-            max_memory=None, budget=(), latency=Latency(),
+            max_memory=None, latency=Latency(),
         )  # fmt: skip
 
     def size_limit(self, float_bytes: int) -> float:
@@ -458,7 +458,7 @@ class Recipe:
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
         found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return found
+        return {**found, "weights": None} if self.mixed else found
 
 
 def _worded(values: dict[str, Any]) -> None:
@@ -478,6 +478,11 @@ def _worded(values: dict[str, Any]) -> None:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise RecipeError(f"recipe: budget = {given!r}: want a table or a list of KEY=VALUE")
         values["budget"] = tuple(Budget.parse(text) for text in texts)
+    if isinstance(values.get("latency"), str):
+        given = values["latency"]
+        values["latency"] = (
+            Latency(model="systolic") if given == "systolic" else Latency("table", given)
+        )
     if "weights" in values and values.get("budget"):
         raise RecipeError(
             "weights and a budget: a budget chooses the bits of each layer; give one of the two "

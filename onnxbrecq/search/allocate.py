@@ -25,7 +25,7 @@ from scipy.sparse import csr_array
 from onnxbrecq.bits import Bits
 from onnxbrecq.errors import RecipeError
 from onnxbrecq.search.costs import Cost
-from onnxbrecq.search.table import Factor, Sensitivity
+from onnxbrecq.search.table import Factor
 
 _SECONDS = 60.0  # after which the best that was found is taken, with its gap
 _SCALE = 1e3  # of the least loss in the solver, whose absolute gap is 1e-6
@@ -68,10 +68,15 @@ class Found:
 class Problem:
     """What there is to choose, as numbers."""
 
-    def __init__(self, table: Sensitivity, ties: Sequence[Sequence[str]] = ()) -> None:
-        """Of a table; layers of a tie get the same bits of data."""
-        self.choices = table.choices
-        self.factors = table.factors()
+    def __init__(
+        self,
+        choices: Mapping[str, tuple[Bits, ...]],
+        factors: Sequence[Factor],
+        ties: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """Of layers and their choices, and terms of the loss; a tie's layers read the same bits."""
+        self.choices = choices
+        self.factors = tuple(factors)
         self.ties = tuple(ties)
 
     def loss(self, places: Places) -> float:

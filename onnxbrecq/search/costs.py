@@ -167,9 +167,11 @@ def _with_biases(model: Model, plan: QuantPlan) -> QuantPlan:
     biases = {}
     for layer in find_points(model).layers.values():
         if layer.bias is not None and layer.weight in plan.tensors:
-            value = np.asarray(model.initializers[layer.bias], np.float32)
+            data, weight = (plan.tensors.get(name) for name in (layer.data, layer.weight))
+            unit = weight.scale * data.scale if weight is not None and data is not None else 1.0
             random = np.random.default_rng(zlib.crc32(layer.bias.encode()))
-            biases[layer.bias] = value * random.uniform(0.5, 1, value.shape).astype(np.float32)
+            shape = model.initializers[layer.bias].shape
+            biases[layer.bias] = (random.integers(1, 1 << 20, shape) * unit).astype(np.float32)
     return plan.updated({}, biases)
 
 

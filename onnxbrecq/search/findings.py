@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from onnxbrecq.bits import Bits
+from onnxbrecq.report import charts
 from onnxbrecq.report.result import SCHEMA_VERSION, Accuracy, Fidelity, FileFacts
 from onnxbrecq.search.allocate import Found
 from onnxbrecq.search.costs import Cost
@@ -47,6 +48,10 @@ class Exploration:
             "sensitivity": self.table.as_json(),
             "notes": list(self.notes),
         }
+
+    def as_html(self) -> str:
+        """A heat map, in one file."""
+        return charts.heat_map(self.as_json())
 
     def _layers(self) -> Iterator[dict[str, Any]]:
         tables = {name: block for block in self.table.blocks for name in block.layers}
@@ -109,6 +114,10 @@ class Front:
             "sensitivity": self.table.as_json(),
             "notes": list(self.notes),
         }
+
+    def as_html(self) -> str:
+        """A plot, in one file."""
+        return charts.front(self.as_json())
 
     def _point(self, point: Point) -> dict[str, Any]:
         found = point.found

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxbrecq.search.allocate import Found, Limit, Places, Problem, check_feasible
 
@@ -68,7 +69,7 @@ class _Search:
             n: drawn[n] if new else parent[n] for n, new in zip(self._names, changed, strict=True)
         }
 
-    def _named(self, places: Sequence[int]) -> Places:
+    def _named(self, places: NDArray[np.int64]) -> Places:
         return {name: int(place) for name, place in zip(self._names, places, strict=True)}
 
     def _mended(self, places: Places) -> Places:

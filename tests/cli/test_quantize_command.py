@@ -5,7 +5,7 @@ from typing import Any
 
 import onnxruntime
 import pytest
-from onnxbrecq_cli.quantize import spin_briefly
+from onnxbrecq_cli.environment import spin_briefly
 
 Run = Callable[..., Any]  # the fixture of conftest.py
 
