@@ -110,7 +110,7 @@ def quantize(
 
     models = [model, output, plan]
     render.claim_json(json, force=force, models=models)
-    render.claim_reports(junit, summary, force=force, models=models)
+    render.claim_reports(report, junit, summary, force=force, models=models)
     with progress.watching(quiet=quiet, verbose=verbose) as watch:
         result = onnxbrecq.quantize(
             model,
@@ -121,6 +121,7 @@ def quantize(
             detections=detections,
             output=output,
             plan=plan,
+            report=report,
             work_dir=work_dir,
             resume=not no_resume,
             force=force,

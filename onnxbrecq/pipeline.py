@@ -25,17 +25,19 @@ from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
 from onnxbrecq.graph.write import places
-from onnxbrecq.output import claim
+from onnxbrecq.output import claim, write_atomically
 from onnxbrecq.parts import Task
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.device import learning_device
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
+from onnxbrecq.report.html import as_html
 from onnxbrecq.report.result import BlockFacts, Result
 from onnxbrecq.runtime.cache import Storage
 from onnxbrecq.runtime.doctor import environment, saturation_free
 from onnxbrecq.runtime.memory import peak
 from onnxbrecq.state import digest, opened
+from onnxbrecq.validation.evidence import gather
 from onnxbrecq.validation.gate import Limits
 from onnxbrecq.validation.metrics import metric_for
 from onnxbrecq.validation.validate import Validation
@@ -72,6 +74,7 @@ def quantize(
     detections: Metric = None,
     output: PathLike | None = None,
     plan: PathLike | None = None,
+    report: PathLike | None = None,
     work_dir: PathLike | None = None,
     resume: bool = True,
     force: bool = False,
@@ -89,6 +92,7 @@ def quantize(
         detections: what makes boxes of the outputs, for mAP; None: the model gives them.
         output: where to write; None: STEM.quant.onnx beside the model.
         plan: where the decisions are kept beside it, for `emit_plan`; None: nowhere.
+        report: where a page for people is written, one HTML file; None: nowhere.
         work_dir: where finished blocks are kept until the output is written, so that a run that
             was cut off goes on where it was; None: OUTPUT.work beside the output.
         resume: go on with what is there; False: start afresh.
@@ -114,6 +118,7 @@ def quantize(
         kept = () if plan is None else (Path(plan),)
         for place in (*places(destination, float_model.source_bytes), *kept):
             claim(place, force=force, sources=float_model.files)
+        _claim_report(report, force=force)
         samples, cut = _samples(data, float_model, recipe)
         float_model = fork(float_model, recipe.activations)
     points, blocks = find_points(float_model), partition(float_model)
@@ -147,10 +152,17 @@ def quantize(
             limits=Limits.of(recipe, float_model.source_bytes), size_bytes=_bytes(files),
             threads=recipe.threads, progress=progress,
         )  # fmt: skip
-    return _result(
+    found = _result(
         float_model, files, proto,
         blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock, notes=notes,
     )  # fmt: skip
+    if report is not None:
+        nearest = emitted(float_model, decisions, target)
+        evidence = gather(
+            float_model, blocks, proto, nearest, samples, threads=recipe.threads, progress=progress
+        )
+        write_atomically(Path(report), as_html(found, evidence).encode())
+    return found
 
 
 def validate(
@@ -162,6 +174,8 @@ def validate(
     *,
     metric: Metric = None,
     detections: Metric = None,
+    report: PathLike | None = None,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Result:
     """Compares a quantized model with the float model it came from.
@@ -172,6 +186,7 @@ def validate(
     recipe = recipe or Recipe()
     clock = _Clock()
     destination = Path(quantized)
+    _claim_report(report, force=force)
     with clock.stage("load"):
         float_model = load(Path(reference))
         proto, files = read(destination)
@@ -186,10 +201,17 @@ def validate(
             limits=Limits.of(recipe, float_model.source_bytes), size_bytes=_bytes(files),
             threads=recipe.threads, progress=progress,
         )  # fmt: skip
-    return _result(
+    found = _result(
         float_model, files, proto,
         blocks=(), validation=validation, recipe=recipe, clock=clock, notes=notes,
     )  # fmt: skip
+    if report is not None:
+        blocks = partition(float_model)
+        evidence = gather(
+            float_model, blocks, proto, None, samples, threads=recipe.threads, progress=progress
+        )
+        write_atomically(Path(report), as_html(found, evidence).encode())
+    return found
 
 
 _Read = tuple[Dataset, tuple[str, ...]]  # samples, and what a user should know of them
@@ -219,6 +241,11 @@ def _whole(data: Dataset, model: Model) -> _Read:
         return kept, ()
     note = f"the last {left} samples are left out: the model takes {model.file_batch} at a time"
     return kept, (f"{data.origin}: {note}" if data.origin else note,)
+
+
+def _claim_report(path: PathLike | None, *, force: bool) -> None:
+    if path is not None:
+        claim(Path(path), force=force)
 
 
 def _bytes(files: Sequence[Path]) -> int:
