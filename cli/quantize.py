@@ -85,7 +85,7 @@ def quantize(
 
     models = [model, output, plan, sensitivity]
     render.claim_json(json, force=force, models=models)
-    render.claim_reports(junit, summary, force=force, models=models)
+    render.claim_reports(report, junit, summary, force=force, models=models)
     with progress.watching(quiet=quiet, verbose=verbose) as watch:
         result = onnxbrecq.quantize(
             model,
@@ -97,6 +97,7 @@ def quantize(
             output=output,
             plan=plan,
             sensitivity=sensitivity,
+            report=report,
             work_dir=work_dir,
             resume=not no_resume,
             force=force,

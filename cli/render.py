@@ -64,14 +64,20 @@ def claim_json(path: Path | None, *, force: bool, models: Sequence[Path | None])
 
 
 def claim_reports(
-    junit: Path | None, summary: Path | None, *, force: bool, models: Sequence[Path | None]
+    report: Path | None,
+    junit: Path | None,
+    summary: Path | None,
+    *,
+    force: bool,
+    models: Sequence[Path | None],
 ) -> None:
-    """Refuses files for CI likewise; a summary is appended to what is there.
+    """Refuses other files likewise; a summary is appended to what is there.
 
     Raises:
         UsageError: one is a model.
         OutputError: something else is in the way.
     """
+    _claim("report", report, force=force, models=models)
     _claim("junit", junit, force=force, models=models)
     _claim("summary", summary, force=True, models=models)
 

@@ -45,7 +45,7 @@ def validate(
 
     models = [quantized, reference]
     render.claim_json(json, force=force, models=models)
-    render.claim_reports(junit, summary, force=force, models=models)
+    render.claim_reports(report, junit, summary, force=force, models=models)
     with progress.watching(quiet=quiet, verbose=verbose) as watch:
         result = onnxbrecq.validate(
             quantized,
@@ -55,6 +55,8 @@ def validate(
             wanted,
             metric=metric,
             detections=detections,
+            report=report,
+            force=force,
             progress=watch,
         )
     render.result(result, json, quiet=quiet)

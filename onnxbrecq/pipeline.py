@@ -19,16 +19,19 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.data.sources import Reading
 from onnxbrecq.emission import emitted, written
 from onnxbrecq.errors import DataError, EmissionError, RecipeError
+from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.provenance import provenance
 from onnxbrecq.graph.write import contents
 from onnxbrecq.mixed import Menu, Space, chosen, explored, feasible, menu_of, smallest
+from onnxbrecq.output import claim, write_atomically
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.preparation import Clock, Prepared, labelled_of, prepared, samples_of
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
+from onnxbrecq.report.html import as_html
 from onnxbrecq.report.result import (
     Accuracy,
     BlockFacts,
@@ -46,6 +49,7 @@ from onnxbrecq.search.findings import Exploration, Front, Point, Verified, predi
 from onnxbrecq.search.front import POINTS, front
 from onnxbrecq.search.table import Sensitivity
 from onnxbrecq.state import State, opened
+from onnxbrecq.validation.evidence import gather
 from onnxbrecq.validation.gate import Limits
 from onnxbrecq.validation.metrics import Metric as Scorer
 from onnxbrecq.validation.metrics import metric_for
@@ -68,6 +72,7 @@ def quantize(
     output: PathLike | None = None,
     plan: PathLike | None = None,
     sensitivity: PathLike | None = None,
+    report: PathLike | None = None,
     work_dir: PathLike | None = None,
     resume: bool = True,
     force: bool = False,
@@ -86,6 +91,7 @@ def quantize(
         output: where to write; None: STEM.quant.onnx beside the model.
         plan: where the decisions are kept beside it, for `emit_plan`; None: nowhere.
         sensitivity: the JSON of `sensitivities`, for mixed precision; None: they are measured.
+        report: where a page for people is written, one HTML file; None: nowhere.
         work_dir: where finished blocks are kept until the output is written, so that a run that
             was cut off goes on where it was; None: OUTPUT.work beside the output.
         resume: go on with what is there; False: start afresh.
@@ -107,6 +113,7 @@ def quantize(
     source = Path(model)
     destination = Path(output) if output else source.with_name(f"{source.stem}.quant.onnx")
     folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
+    _claim_report(report, force=force)
     kept = () if plan is None else (Path(plan),)
     ready = prepared(
         source, recipe, data=data, evaluation=evaluation, folder=folder, clock=clock,
@@ -134,7 +141,15 @@ def quantize(
         blocks=best.blocks, validation=validation, recipe=ready.recipe, clock=clock,
         notes=(*ready.notes, *best.notes),
     )  # fmt: skip
-    return dataclasses.replace(result, search=best.search)
+    result = dataclasses.replace(result, search=best.search)
+    if report is not None:
+        nearest = emitted(best.model, best.start, ready.target)
+        evidence = gather(
+            best.model, partition(best.model), proto, nearest, ready.task.data,
+            threads=ready.recipe.threads, progress=progress,
+        )  # fmt: skip
+        write_atomically(Path(report), as_html(result, evidence).encode())
+    return result
 
 
 def validate(
@@ -146,6 +161,8 @@ def validate(
     *,
     metric: Metric = None,
     detections: Metric = None,
+    report: PathLike | None = None,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Result:
     """Compares a quantized model with the float model it came from.
@@ -156,6 +173,7 @@ def validate(
     recipe = recipe or Recipe()
     clock = Clock()
     destination = Path(quantized)
+    _claim_report(report, force=force)
     with clock.stage("load"):
         float_model = load(Path(reference))
         proto, files = read(destination)
@@ -172,10 +190,17 @@ def validate(
             target=recipe.target or _told_target(proto, destination),
             threads=recipe.threads, progress=progress,
         )  # fmt: skip
-    return _result(
+    found = _result(
         float_model, files, proto,
         blocks=(), validation=validation, recipe=recipe, clock=clock, notes=notes,
     )  # fmt: skip
+    if report is not None:
+        blocks = partition(float_model)
+        evidence = gather(
+            float_model, blocks, proto, None, samples, threads=recipe.threads, progress=progress
+        )
+        write_atomically(Path(report), as_html(found, evidence).encode())
+    return found
 
 
 def sensitivities(
@@ -308,6 +333,7 @@ class _Best:
     """The decisions that are to be written, and how they came about."""
 
     model: Model
+    start: QuantPlan  # all weights rounded to nearest
     plan: QuantPlan
     blocks: tuple[BlockFacts, ...]
     search: SearchFacts | None = None
@@ -356,7 +382,7 @@ def _learned(
     task, plan = ready.at(bits)
     with clock.stage("reconstruct"):
         walked = walk(task, plan, progress, state)
-    return _Best(task.model, walked.plan, walked.blocks)
+    return _Best(task.model, plan, walked.plan, walked.blocks)
 
 
 def _measured(
@@ -404,6 +430,11 @@ def _check_size(proto: onnx.ModelProto, search: SearchFacts | None) -> None:
                 f"the file would have {size} bytes, and {budget.limit:.0f} are allowed; "
                 "give a little more, and report it"
             )
+
+
+def _claim_report(path: PathLike | None, *, force: bool) -> None:
+    if path is not None:
+        claim(Path(path), force=force)
 
 
 def _bytes(files: Sequence[Path]) -> int:

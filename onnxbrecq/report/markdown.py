@@ -1,7 +1,7 @@
 """The result as Markdown for the summary of a CI step (GitHub's GITHUB_STEP_SUMMARY, say).
 
-Names come from strangers' models. They stand in `<code>`, every sign that is no letter or digit as
-a character reference, so that neither Markdown nor HTML nor a link nor a mention is read in them.
+Names come from strangers' models. They stand in `<code>`, every sign that might mean something
+as a character reference: neither Markdown nor HTML nor a link nor a mention is read in them.
 """
 
 import re
@@ -73,4 +73,6 @@ def _name(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Text that stays what it is; on one line."""
-    return re.sub(r"[^\w ]|_", lambda c: f"&#{ord(c[0])};", " ".join(text.split()))
+    return re.sub(
+        r"[^\w ,;%.]|_|(?<!\d)\.|\.(?!\d)", lambda c: f"&#{ord(c[0])};", " ".join(text.split())
+    )
