@@ -16,6 +16,7 @@ from onnxbrecq.calibrate import calibrate, without_range
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.data.sources import Reading
+from onnxbrecq.datafree import ORIGIN, made_data
 from onnxbrecq.emission import emitted, written
 from onnxbrecq.emit.targets import Target, permit, run_here, target_for
 from onnxbrecq.forecast import forecast
@@ -31,7 +32,7 @@ from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.device import learning_device
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
-from onnxbrecq.report.result import BlockFacts, Result
+from onnxbrecq.report.result import BlockFacts, DataFacts, MadeData, Result
 from onnxbrecq.runtime.cache import Storage
 from onnxbrecq.runtime.doctor import environment, saturation_free
 from onnxbrecq.runtime.memory import peak
@@ -107,7 +108,8 @@ def quantize(
         for place in (*places(destination, float_model.source_bytes), *kept):
             claim(place, force=force, sources=float_model.files)
         reading = Reading(recipe.preprocess, folder.absolute().parent, progress)
-        samples, cut = _samples(data, float_model, reading)
+        found = _samples(data, float_model, recipe, reading)
+        samples, cut = found.data, found.notes
         float_model = fork(float_model, recipe.activations)
     points, blocks = find_points(float_model), partition(float_model)
     with clock.stage("forecast"):
@@ -142,6 +144,7 @@ def quantize(
     return _result(
         float_model, files, proto,
         blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock, notes=notes,
+        data=DataFacts(samples.origin, len(samples), found.made),
     )  # fmt: skip
 
 
@@ -167,9 +170,10 @@ def validate(
         proto, files = read(destination)
         reading = Reading(recipe.preprocess, progress=progress)
         labelled, notes = _labelled(evaluation, float_model, reading)
-        samples = labelled
+        samples, made = labelled, None
         if samples is None:
-            samples, notes = _samples(data, float_model, reading)
+            found = _samples(data, float_model, recipe, reading)
+            samples, notes, made = found.data, found.notes, found.made
     with clock.stage("validate"):
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
@@ -179,18 +183,39 @@ def validate(
     return _result(
         float_model, files, proto,
         blocks=(), validation=validation, recipe=recipe, clock=clock, notes=notes,
+        data=DataFacts(samples.origin, len(samples), made),
     )  # fmt: skip
 
 
 _Read = tuple[Dataset, tuple[str, ...]]  # samples, and what a user should know of them
 
 
-def _samples(data: PathLike | Dataset | None, model: Model, reading: Reading) -> _Read:
+@dataclass(frozen=True)
+class _Samples:
+    """Calibration samples, what a user should know of them; how they were made, if they were."""
+
+    data: Dataset
+    notes: tuple[str, ...]
+    made: MadeData | None = None
+
+
+def _samples(
+    data: PathLike | Dataset | None, model: Model, recipe: Recipe, reading: Reading
+) -> _Samples:
+    """What the user gave, or what lies beside the model; else samples made from the model."""
     if isinstance(data, Dataset):
-        return _whole(data, model)
+        return _Samples(*_whole(data, model))
     found = sources.calibration(None if data is None else str(data), model, reading)
-    assert found is not None
-    return _whole(found, model)
+    if found is not None:
+        return _Samples(*_whole(found, model))
+    reading.progress("data", 1, 1, f"NO CALIBRATION DATA: it is {ORIGIN} itself")
+    made = made_data(model, recipe, reading.progress)
+    told = (
+        f"NO CALIBRATION DATA: {made.facts.samples} samples were {ORIGIN} itself "
+        f"({made.facts.how}); a few hundred real ones, with -d (--data), are better, and what is "
+        "measured on made ones says little of real ones"
+    )
+    return _Samples(made.data, (told,), made.facts)
 
 
 def _labelled(
@@ -280,6 +305,7 @@ def _result(
     recipe: Recipe,
     clock: _Clock,
     notes: tuple[str, ...],
+    data: DataFacts,
 ) -> Result:
     layers = layer_facts(model, proto)
     weights, activations = mean_bits(layers)
@@ -301,4 +327,5 @@ def _result(
         peak_bytes=peak(),
         environment={**environment(), "threads": str(recipe.threads or os.cpu_count())},
         notes=(*model.notes, *notes, *validation.notes),
+        data=data,
     )

@@ -50,9 +50,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "forecast": (*LEAVES, "graph", "data", "runtime"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "blockwise": (*LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts"),
+    "datafree": (*LEAVES, "graph", "data", "runtime", "recon", "report"),
     "pipeline": (
         *LEAVES, "output", "graph", "data", "emit", "runtime", "recon", "report", "validation",
-        "calibrate", "forecast", "parts", "blockwise", "state", "emission",
+        "calibrate", "datafree", "forecast", "parts", "blockwise", "state", "emission",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.
