@@ -254,7 +254,7 @@ def reading(function: F) -> F:
             "--data",
             metavar="SOURCE",
             help="Calibration data: .npz, .npy, a folder of images or of .npy files, or "
-            "module:function; default: STEM.calib.npz beside MODEL.",
+            "module:function; default: STEM.calib.npz beside MODEL, else made from MODEL itself.",
         ),
     ):
         function = option(function)

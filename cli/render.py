@@ -110,6 +110,8 @@ def for_ci(found: "Result", junit: Path | None, summary: Path | None) -> None:
 
 def result(found: "Result", json: Path | None, *, quiet: bool) -> None:
     """Shows what a quantization or a validation found out."""
+    if found.data is not None and found.data.made is not None:
+        say("NO CALIBRATION DATA: it was made from the model itself; give real samples with -d")
     _deliver([_pairs(_result_rows(found))], found.as_json(), json, quiet=quiet)
 
 
@@ -262,6 +264,8 @@ def _result_rows(found: "Result") -> Rows:
         f"{_bytes(before)} -> {_bytes(after)} ({100 * after / before:.1f} %, "
         f"{before / after:.2f}x smaller)",
     )
+    if found.data is not None:
+        yield "data", f"{found.data.origin or 'given'}, {found.data.samples} samples"
     if found.weights_mean_bits is not None and found.activations_mean_bits is not None:
         yield (
             "mean bits",

@@ -36,6 +36,7 @@ from onnxbrecq.report.result import (
     Accuracy,
     BlockFacts,
     BudgetFacts,
+    DataFacts,
     Fidelity,
     Gate,
     Result,
@@ -140,6 +141,7 @@ def quantize(
         ready.task.model, files, proto,
         blocks=best.blocks, validation=validation, recipe=ready.recipe, clock=clock,
         notes=(*ready.notes, *best.notes),
+        data=DataFacts(ready.task.data.origin, len(ready.task.data), ready.made),
     )  # fmt: skip
     result = dataclasses.replace(result, search=best.search)
     if report is not None:
@@ -179,9 +181,10 @@ def validate(
         proto, files = read(destination)
         reading = Reading(recipe.preprocess, progress=progress)
         labelled, notes = labelled_of(evaluation, float_model, reading)
-        samples = labelled
+        samples, made = labelled, None
         if samples is None:
-            samples, notes = samples_of(data, float_model, reading)
+            read_in = samples_of(data, float_model, recipe, reading)
+            samples, notes, made = read_in.data, read_in.notes, read_in.made
         scoring = metric_for(labelled, metric, detections)
     with clock.stage("validate"):
         validation = validate_files(
@@ -193,6 +196,7 @@ def validate(
     found = _result(
         float_model, files, proto,
         blocks=(), validation=validation, recipe=recipe, clock=clock, notes=notes,
+        data=DataFacts(samples.origin, len(samples), made),
     )  # fmt: skip
     if report is not None:
         blocks = partition(float_model)
@@ -467,6 +471,7 @@ def _result(
     recipe: Recipe,
     clock: Clock,
     notes: tuple[str, ...],
+    data: DataFacts,
 ) -> Result:
     layers = layer_facts(model, proto)
     weights, activations = mean_bits(layers)
@@ -488,4 +493,5 @@ def _result(
         peak_bytes=peak(),
         environment={**environment(), "threads": str(recipe.threads or os.cpu_count())},
         notes=(*model.notes, *notes, *validation.notes),
+        data=data,
     )

@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "bits": ("errors", "recipe", "graph"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "curvature": (*LEAVES, "graph", "runtime", "recon", "parts"),
+    "datafree": (*LEAVES, "graph", "data", "runtime", "recon", "report"),
     "blockwise": (
         *LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts", "curvature",
         "arising",
@@ -62,12 +63,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "mixed": (*LEAVES, "bits", "graph", "emit", "state", "parts", "calibrate", "search"),
     "preparation": (
-        *LEAVES, "bits", "output", "graph", "data", "emit", "runtime", "recon", "calibrate",
-        "forecast", "parts", "state",
+        *LEAVES, "bits", "output", "graph", "data", "emit", "runtime", "recon", "report",
+        "calibrate", "datafree", "forecast", "parts", "state",
     ),
     "pipeline": (
-        *LEAVES, "bits", "graph", "data", "runtime", "report", "validation", "preparation",
-        "mixed", "search", "blockwise", "state", "emission",
+        *LEAVES, "bits", "output", "graph", "data", "runtime", "report", "validation",
+        "preparation", "mixed", "search", "blockwise", "state", "emission",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.

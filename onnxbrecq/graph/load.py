@@ -67,6 +67,7 @@ def _canonical(
         tuple(files),
         canonical.notes,
         canonical.stored_type,
+        canonical.norms,
     )
     check_layers(model, where)
     check_unquantized(model, where)

@@ -229,6 +229,37 @@ class Check:
 
 
 @dataclass(frozen=True)
+class MadeData:
+    """How calibration samples were made from the model itself.
+
+    Attributes:
+        how: distilled; textures: images or noise that nothing could be distilled into; sampled:
+            token ids.
+        samples: how many.
+        steps: of distillation.
+        norms: BatchNormalizations of the file, whose statistics were matched.
+        loss_before: of distillation, in front of the first step; None without steps.
+        loss_after: likewise, at the last.
+    """
+
+    how: str
+    samples: int
+    steps: int
+    norms: int
+    loss_before: float | None
+    loss_after: float | None
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The calibration samples: what the user called them, how many; how they were made, or None."""
+
+    origin: str
+    samples: int
+    made: MadeData | None = None
+
+
+@dataclass(frozen=True)
 class Gate:
     """What was asked for, whether it was met (None: nothing asked), if not, why; limit by limit."""
 
@@ -329,11 +360,13 @@ class Result:
     environment: dict[str, str]
     notes: tuple[str, ...] = field(default=())
     search: SearchFacts | None = None
+    data: DataFacts | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The JSON object of `quantize` and `validate`, schema version 1."""
         return {
             **_written(self),
+            "data": asdict(self.data) if self.data else None,
             "blocks": [asdict(block) for block in self.blocks],
             "accuracy": asdict(self.accuracy) if self.accuracy else None,
             "fidelity": asdict(self.fidelity) if self.fidelity else None,
