@@ -34,10 +34,12 @@ def check_tensors(proto: onnx.ModelProto, constants: Constants, where: str) -> N
             _check_type(value, where)
         for sparse in graph.sparse_initializer:
             _check_sparse(sparse, where)
-    whole = {id(tensor) for tensor in proto.graph.initializer if tensor.name in constants}
-    for tensor in (*tensors(proto.graph), *constants.values()):
-        if id(tensor) not in whole:  # the values of those lie in `constants`
+    outer = len(proto.graph.initializer)  # the first that `tensors` gives
+    for i, tensor in enumerate(tensors(proto.graph)):
+        if i >= outer or tensor.name not in constants:
             check_size(tensor, where)
+    for tensor in constants.values():
+        check_size(tensor, where)
 
 
 def item_bits(tensor: TensorProto, where: str) -> int:
