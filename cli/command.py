@@ -5,7 +5,9 @@ Status 0: done; 1: our error; 2: wrong usage; 3: the gate was not met; 130: inte
 
 import contextlib
 import logging
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -36,6 +38,31 @@ class Command(click.Command):
                 traceback.print_exc()
             say(_told(error, verbose=verbose))
             ctx.exit(USAGE if isinstance(error, RecipeError) else FAILED)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the context SIGINT and SIGTERM raise KeyboardInterrupt, the first of them alone.
+
+    A second one would cut the cleaning up.
+    """
+    signals = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        signals = []  # only the main thread may
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def interrupt(*_: object) -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in signals:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say(message: str) -> None:

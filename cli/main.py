@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from .command import FAILED, INTERRUPTED, say
+from .command import FAILED, INTERRUPTED, interruptible, say
 from .doctor import doctor
 from .emit import emit
 from .inspect import inspect
@@ -45,13 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = program.main(arguments, prog_name="onnxbrecq", standalone_mode=False)
+        with interruptible():
+            status = program.main(arguments, prog_name="onnxbrecq", standalone_mode=False)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "onnxbrecq"
         say(f"{error.format_message().rstrip('.')} (see {command} --help)")
         return error.exit_code
-    except click.Abort:  # click's form of KeyboardInterrupt, outside of a command's body
+    except (
+        click.Abort,
+        KeyboardInterrupt,
+    ):  # click's form of KeyboardInterrupt, outside of a command's body
         return INTERRUPTED
     except OSError as error:
         say(f"cannot write: {error.strerror or error}")

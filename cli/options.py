@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxbrecq import TARGETS, Recipe
+from onnxbrecq import PRESETS, TARGETS, Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -210,6 +210,12 @@ def measuring(function: F) -> F:
     """Adds the options of commands that run models on data, and judge them."""
     for option in (
         click.option(
+            "--preprocess",
+            "preset",
+            metavar="PRESET",
+            help=f"Of a folder of images: {', '.join(PRESETS)}; the recipe says more.",
+        ),
+        click.option(
             "--max-drop",
             type=float,
             metavar="POINTS",
@@ -248,7 +254,53 @@ def reading(function: F) -> F:
             "--data",
             metavar="SOURCE",
             help="Calibration data: .npz, .npy, a folder of images or of .npy files, or "
-            "module:function; default: STEM.calib.npz beside MODEL.",
+            "module:function; default: STEM.calib.npz beside MODEL, else made from MODEL itself.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def judging(function: F) -> F:
+    """Adds what is judged besides, by what metric, and where the verdict goes."""
+    for option in (
+        click.option(
+            "--summary",
+            type=PATH,
+            metavar="FILE",
+            help="The result as Markdown, appended: to $GITHUB_STEP_SUMMARY, say.",
+        ),
+        click.option(
+            "--junit",
+            type=PATH,
+            metavar="FILE",
+            help="The gate as JUnit XML, a test for each limit.",
+        ),
+        click.option(
+            "--report", type=PATH, metavar="FILE.html", help="The report for people, one page."
+        ),
+        click.option(
+            "--detections",
+            metavar="MODULE:FUNCTION",
+            help="For mAP: makes boxes, scores and classes of a run's outputs; default: the model "
+            "gives them.",
+        ),
+        click.option(
+            "--metric",
+            metavar="NAME",
+            help="mAP, mAP50, or module:function, called with outputs and samples; default: mAP "
+            "of data with boxes, top-1 of data with labels.",
+        ),
+        click.option(
+            "--min-speedup",
+            type=float,
+            metavar="FACTOR",
+            help="Fail with status 3 if it is less than so many times as fast as the float model.",
+        ),
+        click.option(
+            "--max-size",
+            metavar="SIZE",
+            help="Fail with status 3 if it takes more: 3MB, or 12% of the float model.",
         ),
     ):
         function = option(function)

@@ -16,6 +16,7 @@ from .options import (
     bits,
     budgeted,
     common,
+    judging,
     measuring,
     mixing,
     output_and_target,
@@ -47,6 +48,7 @@ from .options import (
 )
 @working("OUTPUT.work")
 @measuring
+@judging
 @common
 @click.pass_context
 def quantize(
@@ -57,8 +59,13 @@ def quantize(
     output: Path | None,
     data: str | None,
     evaluation: str | None,
+    metric: str | None,
+    detections: str | None,
     recipe: Path | None,
     json: Path | None,
+    report: Path | None,
+    junit: Path | None,
+    summary: Path | None,
     plan: Path | None,
     sensitivity: Path | None,
     work_dir: Path | None,
@@ -76,20 +83,26 @@ def quantize(
 
     from . import progress, render  # noqa: PLC0415 -- likewise rich
 
-    render.claim_json(json, force=force, models=[model, output, plan, sensitivity])
+    models = [model, output, plan, sensitivity]
+    render.claim_json(json, force=force, models=models)
+    render.claim_reports(report, junit, summary, force=force, models=models)
     with progress.watching(quiet=quiet, verbose=verbose) as watch:
         result = onnxbrecq.quantize(
             model,
             data,
             wanted,
             evaluation=evaluation,
+            metric=metric,
+            detections=detections,
             output=output,
             plan=plan,
             sensitivity=sensitivity,
+            report=report,
             work_dir=work_dir,
             resume=not no_resume,
             force=force,
             progress=watch,
         )
     render.result(result, json, quiet=quiet)
+    render.for_ci(result, junit, summary)
     render.leave_by_gate(ctx, result)

@@ -35,7 +35,7 @@ from .search_rows import (
 
 if TYPE_CHECKING:
     from onnxbrecq import Result
-    from onnxbrecq.report.result import Latency, Parity
+    from onnxbrecq.report.result import Accuracy, Latency, Parity
 
 Rows = Iterator[tuple[str, str]]
 Json = Mapping[str, Any]
@@ -59,15 +59,59 @@ def claim_json(path: Path | None, *, force: bool, models: Sequence[Path | None])
         UsageError: it is one of the models.
         OutputError: something else is in the way.
     """
-    if path is None or path == _STDOUT:
+    if path != _STDOUT:
+        _claim("json", path, force=force, models=models)
+
+
+def claim_reports(
+    report: Path | None,
+    junit: Path | None,
+    summary: Path | None,
+    *,
+    force: bool,
+    models: Sequence[Path | None],
+) -> None:
+    """Refuses other files likewise; a summary is appended to what is there.
+
+    Raises:
+        UsageError: one is a model.
+        OutputError: something else is in the way.
+    """
+    _claim("report", report, force=force, models=models)
+    _claim("junit", junit, force=force, models=models)
+    _claim("summary", summary, force=True, models=models)
+
+
+def _claim(option: str, path: Path | None, *, force: bool, models: Sequence[Path | None]) -> None:
+    if path is None:
         return
     if path.suffix == ".onnx" or path.resolve() in {m.resolve() for m in models if m}:
-        raise click.UsageError(f"--json {path}: is the file of a model; give another")
+        raise click.UsageError(f"--{option} {path}: is the file of a model; give another")
     claim(path, force=force)
+
+
+def for_ci(found: "Result", junit: Path | None, summary: Path | None) -> None:
+    """Writes what continuous integration reads.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    import onnxbrecq  # noqa: PLC0415 -- a --help must not wait for it
+
+    if junit is not None:
+        write_atomically(junit, onnxbrecq.as_junit(found).encode())
+    if summary is not None:
+        try:
+            with summary.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(onnxbrecq.as_markdown(found))
+        except OSError as error:
+            raise OutputError(f"{summary}: cannot be written: {error.strerror}") from error
 
 
 def result(found: "Result", json: Path | None, *, quiet: bool) -> None:
     """Shows what a quantization or a validation found out."""
+    if found.data is not None and found.data.made is not None:
+        say("NO CALIBRATION DATA: it was made from the model itself; give real samples with -d")
     _deliver([_pairs(_result_rows(found))], found.as_json(), json, quiet=quiet)
 
 
@@ -220,6 +264,8 @@ def _result_rows(found: "Result") -> Rows:
         f"{_bytes(before)} -> {_bytes(after)} ({100 * after / before:.1f} %, "
         f"{before / after:.2f}x smaller)",
     )
+    if found.data is not None:
+        yield "data", f"{found.data.origin or 'given'}, {found.data.samples} samples"
     if found.weights_mean_bits is not None and found.activations_mean_bits is not None:
         yield (
             "mean bits",
@@ -297,7 +343,7 @@ def _quality_rows(found: "Result") -> Rows:
             "accuracy",
             f"{accuracy.metric} {accuracy.float:.2f} % -> {accuracy.quantized:.2f} %, "
             f"drop {accuracy.drop:.2f} points (95 %: {low:.2f} to {high:.2f}; "
-            f"{accuracy.samples} samples)",
+            f"{accuracy.samples} samples{_uneven(accuracy)})",
         )
     if fidelity is not None:
         agreement = (
@@ -313,6 +359,13 @@ def _quality_rows(found: "Result") -> Rows:
             f"{100 * parity.mismatched_fraction:.2f} % of the outputs differ between optimised "
             f"and unoptimised sessions, by {parity.max_steps} steps at most",
         )
+
+
+def _uneven(accuracy: "Accuracy") -> str:
+    """McNemar's test, where there is one."""
+    if accuracy.p_value is None:
+        return ""
+    return f"; {accuracy.lost} lost, {accuracy.won} won, McNemar p = {accuracy.p_value:.2g}"
 
 
 def _divergence_rows(found: "Result") -> Rows:

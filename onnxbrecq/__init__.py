@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from onnxbrecq.graph.inspection import inspect
     from onnxbrecq.pipeline import pareto, quantize, sensitivities, validate
     from onnxbrecq.plan import QuantPlan
-    from onnxbrecq.recipe import TARGETS, Budget, Latency, Preprocess, Recipe, Reconstruction
+    from onnxbrecq.recipe import (
+        PRESETS,
+        TARGETS,
+        Budget,
+        Latency,
+        Preprocess,
+        Recipe,
+        Reconstruction,
+    )
+    from onnxbrecq.report.junit import as_junit
+    from onnxbrecq.report.markdown import as_markdown
     from onnxbrecq.report.result import Emission, Result
     from onnxbrecq.runtime.doctor import doctor
     from onnxbrecq.search.findings import Exploration, Front
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "PRESETS",
     "TARGETS",
     "Budget",
     "DataError",
@@ -53,6 +64,8 @@ __all__ = [
     "Reconstruction",
     "Result",
     "__version__",
+    "as_junit",
+    "as_markdown",
     "doctor",
     "emit_plan",
     "inspect",
@@ -75,6 +88,7 @@ _HOMES = {
     "OnnxbrecqError": "onnxbrecq.errors",
     "OutputError": "onnxbrecq.errors",
     "PlanError": "onnxbrecq.errors",
+    "PRESETS": "onnxbrecq.recipe",
     "Preprocess": "onnxbrecq.recipe",
     "QuantPlan": "onnxbrecq.plan",
     "Recipe": "onnxbrecq.recipe",
@@ -82,6 +96,8 @@ _HOMES = {
     "Reconstruction": "onnxbrecq.recipe",
     "Result": "onnxbrecq.report.result",
     "TARGETS": "onnxbrecq.recipe",
+    "as_junit": "onnxbrecq.report.junit",
+    "as_markdown": "onnxbrecq.report.markdown",
     "doctor": "onnxbrecq.runtime.doctor",
     "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",

@@ -25,6 +25,8 @@ _SHRINKS = np.linspace(1.0, 0.2, 41, dtype=np.float32)  # candidate fractions of
 # -1 to 1, zero between two of them), but not on a grid a little wider.
 _STRETCHES = np.array([1.01, 1.02, 1.03], np.float32)
 _SAMPLE = 4096  # values of a channel that decide its scale
+# A channel of smaller steps counts as zero: times an activation's step they would leave float32.
+LEAST_SCALE = np.float32(2.0**-100)
 _CHUNK = 1 << 18  # values searched at a time: what a processor's cache holds of float32
 
 
@@ -148,7 +150,7 @@ def _candidates(
 
 
 def _positive(scale: Array) -> Array:
-    return np.where(scale > 0, scale, 1).astype(np.float32)
+    return np.where(scale >= LEAST_SCALE, scale, 1).astype(np.float32)
 
 
 def rescaled(quant: TensorQuant, factor: float, ceiling: float | None) -> TensorQuant:
@@ -202,7 +204,7 @@ def activation_quant(
         if high - low <= 0:
             break
         scale = np.float32((high - low) * shrink / top)
-        if scale <= np.finfo(np.float32).tiny:
+        if scale < LEAST_SCALE:
             break
         if ceiling is not None and scale * np.float32(top) > ceiling:
             scale = np.nextafter(scale, np.float32(0))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxbrecq import affine
+from onnxbrecq.arising import first_nan, origin
 from onnxbrecq.curvature import swept
 from onnxbrecq.data.dataset import Samples
 from onnxbrecq.graph.points import Points
@@ -81,7 +82,8 @@ def walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None = 
 
 
 def _walk(task: Task, plan: QuantPlan, progress: Progress, state: State | None) -> Walk:
-    parts = [import_part(task, block) for block in task.blocks]
+    # What depends on no input is constant, and nothing to learn.
+    parts = [import_part(task, block) for block in task.blocks if block.inputs]
     weights = _fisher_weights(task, parts, progress)
     floats, quantized = ActivationCache(task.data.inputs), ActivationCache(task.data.inputs)
     facts = []
@@ -148,9 +150,9 @@ def _improved(task: Task, part: Part, plan: QuantPlan, data: BlockData, *, seed:
     started = time.perf_counter()
     seen, held = _parted(data, task.model.batch or 1)
     before = after = deployed_error(task, part, plan, held)
-    note, iterations = part.reason, 0
+    note, iterations = part.reason or _unusable(task, part, data), 0
     settings = task.recipe.settings()
-    problem = None if before is None else problem_of(task, part, plan)
+    problem = None if before is None or note else problem_of(task, part, plan)
     if problem is not None and before is not None:
         iterations = steps(problem, settings)
         ends = []
@@ -261,6 +263,19 @@ def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> Iterat
         tried = dataclasses.replace(settings, rounding_rate=rate / _SLOWER**trial)
         recipe = dataclasses.replace(task.recipe, reconstruction=tried)
         yield _told(problem.plan, reconstruct(problem, quantized, recipe, seed), task.points)
+
+
+def _unusable(task: Task, part: Part, data: BlockData) -> str | None:
+    """Why no output of the block teaches anything; None where one does."""
+    if any(_is_finite(target) for target in data.targets.values()):
+        return None
+    name, target = next(iter(data.targets.items()))
+    sample = first_nan(target)
+    if sample is None:
+        return f"not learned: its output {name!r} is infinite for some samples"
+    feed = {n: np.asarray(values[sample : sample + 1]) for n, values in data.float_inputs.items()}
+    where = origin(part.model, feed, threads=task.recipe.threads)
+    return f"not learned: on sample {sample} {where}"
 
 
 def _is_finite(samples: Samples) -> bool:

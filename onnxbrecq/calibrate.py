@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxbrecq import affine
+from onnxbrecq.arising import first_nan, origin
 from onnxbrecq.bits import Allocation, uniform_bits
-from onnxbrecq.data.dataset import Dataset, whole
+from onnxbrecq.data.dataset import Dataset, Feed, whole
 from onnxbrecq.emit.targets import target_for
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.extract import submodel
@@ -122,7 +123,7 @@ def calibrate(
     """The round-to-nearest plan of `model` at uniform bits; tensors without a range are not in it.
 
     Raises:
-        DataError: an activation of the float model is NaN; names the tensor.
+        DataError: an activation of the float model is NaN; names tensor, sample and node.
     """
     found = sampled(model, points, data, recipe, progress=progress)
     return found.plan(uniform_bits(points, recipe))
@@ -185,22 +186,33 @@ def _sample(
     for feed in data.batches(batch, count):
         for name, value in {**feed, **session.run(feed)}.items():
             if name in kept:
-                kept[name].append(_subset(name, np.asarray(value, np.float32), quota, generator))
+                values = np.asarray(value, np.float32)
+                _check_numbers(model, name, values, feed, recipe, start=done)
+                kept[name].append(_subset(values, quota, generator))
         done = min(done + batch, count)
         progress("calibrate", done, count)
     return {name: np.concatenate(values) for name, values in kept.items()}
 
 
-def _subset(name: str, value: Array, quota: int, generator: np.random.Generator) -> Array:
+def _check_numbers(
+    model: Model, name: str, values: Array, feed: Feed, recipe: Recipe, *, start: int
+) -> None:
+    """Refuses a tensor that holds NaN; `start` is the first sample of the feed."""
+    row = first_nan(values) if values.ndim else None
+    if row is None and not np.isnan(values).any():
+        return
+    raise DataError(
+        f"tensor {name!r} of the float model is NaN on sample {start + (row or 0)} of the "
+        f"calibration data: {origin(model, feed, threads=recipe.threads)}; check the "
+        "preprocessing, or repair the model"
+    )
+
+
+def _subset(value: Array, quota: int, generator: np.random.Generator) -> Array:
     flat = value.reshape(-1)
     if not flat.size:
         return flat
     low, high = flat.min(), flat.max()
-    if np.isnan(low):
-        raise DataError(
-            f"tensor {name!r} of the float model is NaN on the calibration data; check the "
-            "preprocessing"
-        )
     if flat.size > quota:
         flat = flat[generator.integers(flat.size, size=quota)]
     return np.concatenate([flat, [low, high]]).astype(np.float32)

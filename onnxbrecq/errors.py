@@ -1,11 +1,16 @@
 """The errors a user can meet: each says what, where, the value, and what to do next."""
 
+_LONGEST = 600  # characters of a message: names and what others say may be of any length
+
 
 class OnnxbrecqError(Exception):
     """Base of every error raised on purpose; its text is one line fit for a shell."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        text = " ".join(message.split())
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+        super().__init__(text)
 
 
 class ModelError(OnnxbrecqError):

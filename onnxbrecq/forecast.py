@@ -148,7 +148,8 @@ def _work(model: Model, blocks: Sequence[Block], sizes: Mapping[str, int], recip
         made[block_of[node.name]] += _sum(node.output, sizes)
     settings = recipe.settings()
     batch = max(_BATCH, settings.batch_size if settings.iterations else 0)
-    seen, learned = _SEEN * _BATCH * sum(made.values()), _LEARNED * batch * max(made.values())
+    seen = _SEEN * _BATCH * sum(made.values())
+    learned = _LEARNED * batch * max(made.values(), default=0)
     if model.batch is None:
         return max(seen, learned)
     return max(seen // _BATCH, learned // batch) * model.batch

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,22 +16,27 @@ import onnx
 from onnxbrecq.bits import Allocation
 from onnxbrecq.blockwise import walk
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.sources import Reading
 from onnxbrecq.emission import emitted, written
 from onnxbrecq.errors import DataError, EmissionError, RecipeError
+from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.provenance import provenance
 from onnxbrecq.graph.write import contents
 from onnxbrecq.mixed import Menu, Space, chosen, explored, feasible, menu_of, smallest
+from onnxbrecq.output import claim, write_atomically
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.preparation import Clock, Prepared, labelled_of, prepared, samples_of
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
+from onnxbrecq.report.html import as_html
 from onnxbrecq.report.result import (
     Accuracy,
     BlockFacts,
     BudgetFacts,
+    DataFacts,
     Fidelity,
     Gate,
     Result,
@@ -43,10 +50,16 @@ from onnxbrecq.search.findings import Exploration, Front, Point, Verified, predi
 from onnxbrecq.search.front import POINTS, front
 from onnxbrecq.search.table import Sensitivity
 from onnxbrecq.state import State, opened
+from onnxbrecq.validation.evidence import gather
+from onnxbrecq.validation.gate import Limits
+from onnxbrecq.validation.metrics import Metric as Scorer
+from onnxbrecq.validation.metrics import metric_for
 from onnxbrecq.validation.validate import Validation, measure
 from onnxbrecq.validation.validate import validate as validate_files
 
 PathLike = str | os.PathLike[str]
+Metric = str | Callable[..., Any] | None
+Scoring = Callable[[], Scorer | None]  # a new one for each model
 
 
 def quantize(
@@ -55,9 +68,12 @@ def quantize(
     recipe: Recipe | None = None,
     *,
     evaluation: PathLike | Dataset | None = None,
+    metric: Metric = None,
+    detections: Metric = None,
     output: PathLike | None = None,
     plan: PathLike | None = None,
     sensitivity: PathLike | None = None,
+    report: PathLike | None = None,
     work_dir: PathLike | None = None,
     resume: bool = True,
     force: bool = False,
@@ -70,9 +86,13 @@ def quantize(
         data: unlabelled calibration samples; None: STEM.calib.npz beside the model.
         recipe: what to do; None: the defaults.
         evaluation: labelled samples; None: STEM.eval.npz beside the model, else none.
+        metric: of accuracy: `mAP`, `mAP50`, or a function of outputs and samples or its name
+            `module:function`; None: mAP where the samples have boxes, top-1 where they have labels.
+        detections: what makes boxes of the outputs, for mAP; None: the model gives them.
         output: where to write; None: STEM.quant.onnx beside the model.
         plan: where the decisions are kept beside it, for `emit_plan`; None: nowhere.
         sensitivity: the JSON of `sensitivities`, for mixed precision; None: they are measured.
+        report: where a page for people is written, one HTML file; None: nowhere.
         work_dir: where finished blocks are kept until the output is written, so that a run that
             was cut off goes on where it was; None: OUTPUT.work beside the output.
         resume: go on with what is there; False: start afresh.
@@ -94,13 +114,16 @@ def quantize(
     source = Path(model)
     destination = Path(output) if output else source.with_name(f"{source.stem}.quant.onnx")
     folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
+    _claim_report(report, force=force)
     kept = () if plan is None else (Path(plan),)
     ready = prepared(
         source, recipe, data=data, evaluation=evaluation, folder=folder, clock=clock,
         progress=progress, written=(destination, *kept), force=force,
     )  # fmt: skip
+    scoring = partial(metric_for, ready.labelled, metric, detections)
+    scoring()  # what it lacks is said before any work
     with opened(folder, ready.key(), resume=resume) as state:
-        best = _decided(ready, clock, progress, state, _table(sensitivity))
+        best = _decided(ready, clock, progress, state, scoring=scoring, table=_table(sensitivity))
         with clock.stage("emit"):
             proto = emitted(best.model, best.plan, ready.target)
             _check_size(proto, best.search)
@@ -110,15 +133,25 @@ def quantize(
     with clock.stage("validate"):
         validation = validate_files(
             destination, ready.task.model, samples=ready.task.data, labelled=ready.labelled,
-            max_drop=ready.recipe.max_drop, min_integer=ready.recipe.min_integer,
-            target=ready.recipe.target, threads=ready.recipe.threads, progress=progress,
+            metric=scoring(), limits=Limits.of(ready.recipe, ready.original.source_bytes),
+            size_bytes=_bytes(files), target=ready.recipe.target, threads=ready.recipe.threads,
+            progress=progress,
         )  # fmt: skip
     result = _result(
         ready.task.model, files, proto,
         blocks=best.blocks, validation=validation, recipe=ready.recipe, clock=clock,
         notes=(*ready.notes, *best.notes),
+        data=DataFacts(ready.task.data.origin, len(ready.task.data), ready.made),
     )  # fmt: skip
-    return dataclasses.replace(result, search=best.search)
+    result = dataclasses.replace(result, search=best.search)
+    if report is not None:
+        nearest = emitted(best.model, best.start, ready.target)
+        evidence = gather(
+            best.model, partition(best.model), proto, nearest, ready.task.data,
+            threads=ready.recipe.threads, progress=progress,
+        )  # fmt: skip
+        write_atomically(Path(report), as_html(result, evidence).encode())
+    return result
 
 
 def validate(
@@ -128,6 +161,10 @@ def validate(
     evaluation: PathLike | Dataset | None = None,
     recipe: Recipe | None = None,
     *,
+    metric: Metric = None,
+    detections: Metric = None,
+    report: PathLike | None = None,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Result:
     """Compares a quantized model with the float model it came from.
@@ -138,24 +175,36 @@ def validate(
     recipe = recipe or Recipe()
     clock = Clock()
     destination = Path(quantized)
+    _claim_report(report, force=force)
     with clock.stage("load"):
         float_model = load(Path(reference))
         proto, files = read(destination)
-        labelled, notes = labelled_of(evaluation, float_model, recipe)
-        samples = labelled
+        reading = Reading(recipe.preprocess, progress=progress)
+        labelled, notes = labelled_of(evaluation, float_model, reading)
+        samples, made = labelled, None
         if samples is None:
-            samples, notes = samples_of(data, float_model, recipe)
+            read_in = samples_of(data, float_model, recipe, reading)
+            samples, notes, made = read_in.data, read_in.notes, read_in.made
+        scoring = metric_for(labelled, metric, detections)
     with clock.stage("validate"):
         validation = validate_files(
-            destination, float_model, samples=samples, labelled=labelled,
-            max_drop=recipe.max_drop, min_integer=recipe.min_integer,
+            destination, float_model, samples=samples, labelled=labelled, metric=scoring,
+            limits=Limits.of(recipe, float_model.source_bytes), size_bytes=_bytes(files),
             target=recipe.target or _told_target(proto, destination),
             threads=recipe.threads, progress=progress,
         )  # fmt: skip
-    return _result(
+    found = _result(
         float_model, files, proto,
         blocks=(), validation=validation, recipe=recipe, clock=clock, notes=notes,
+        data=DataFacts(samples.origin, len(samples), made),
     )  # fmt: skip
+    if report is not None:
+        blocks = partition(float_model)
+        evidence = gather(
+            float_model, blocks, proto, None, samples, threads=recipe.threads, progress=progress
+        )
+        write_atomically(Path(report), as_html(found, evidence).encode())
+    return found
 
 
 def sensitivities(
@@ -288,6 +337,7 @@ class _Best:
     """The decisions that are to be written, and how they came about."""
 
     model: Model
+    start: QuantPlan  # all weights rounded to nearest
     plan: QuantPlan
     blocks: tuple[BlockFacts, ...]
     search: SearchFacts | None = None
@@ -295,7 +345,13 @@ class _Best:
 
 
 def _decided(
-    ready: Prepared, clock: Clock, progress: Progress, state: State, table: Sensitivity | None
+    ready: Prepared,
+    clock: Clock,
+    progress: Progress,
+    state: State,
+    *,
+    scoring: Scoring,
+    table: Sensitivity | None,
 ) -> _Best:
     """All decisions: at uniform bits, at the best for the budgets, or at the fewest that pass."""
     if not ready.recipe.mixed:
@@ -309,7 +365,7 @@ def _decided(
     def passes(found: Found) -> bool:
         best = _learned(ready, space.menu.all_bits(found.bits), clock, progress, state)
         with clock.stage("search"):
-            gate = _measured(ready, best, progress)[2]
+            gate = _measured(ready, best, scoring(), progress)[2]
         trials.append(TrialFacts(found.costs["size"], found.loss, bool(gate.met), gate.reason))
         return bool(gate.met)
 
@@ -330,16 +386,16 @@ def _learned(
     task, plan = ready.at(bits)
     with clock.stage("reconstruct"):
         walked = walk(task, plan, progress, state)
-    return _Best(task.model, walked.plan, walked.blocks)
+    return _Best(task.model, plan, walked.plan, walked.blocks)
 
 
 def _measured(
-    ready: Prepared, best: _Best, progress: Progress
+    ready: Prepared, best: _Best, metric: Scorer | None, progress: Progress
 ) -> tuple[Accuracy | None, Fidelity | None, Gate]:
     """Accuracy, fidelity and gate of the decisions, as they would be written for here."""
     proto = emitted(best.model, best.plan, ready.task.target)
     return measure(
-        proto, ready.original, samples=ready.task.data, labelled=ready.labelled,
+        proto, ready.original, samples=ready.task.data, labelled=ready.labelled, metric=metric,
         max_drop=ready.recipe.max_drop, threads=ready.recipe.threads, progress=progress,
     )  # fmt: skip
 
@@ -353,8 +409,8 @@ def _verified(
 ) -> Verified:
     """The point, really quantized."""
     best = _learned(ready, space.menu.all_bits(found.bits), Clock(), progress, state)
-    size = _bytes(emitted(best.model, best.plan, ready.target))
-    accuracy, nearness, _ = _measured(ready, best, progress)
+    size = _emitted_bytes(emitted(best.model, best.plan, ready.target))
+    accuracy, nearness, _ = _measured(ready, best, metric_for(ready.labelled, None, None), progress)
     return Verified(size, accuracy, nearness)
 
 
@@ -371,15 +427,25 @@ def _search(space: Space, found: Found, asked: Sequence[Limit]) -> SearchFacts:
 
 def _check_size(proto: onnx.ModelProto, search: SearchFacts | None) -> None:
     """Refuses a file that is larger than its budget: `FileSize` says that there is none."""
+    size = _emitted_bytes(proto) if search else 0
     for budget in search.budgets if search else ():
-        if budget.key == "size" and budget.limit is not None and _bytes(proto) > budget.limit:
+        if budget.key == "size" and budget.limit is not None and size > budget.limit:
             raise EmissionError(
-                f"the file would have {_bytes(proto)} bytes, and {budget.limit:.0f} are allowed; "
+                f"the file would have {size} bytes, and {budget.limit:.0f} are allowed; "
                 "give a little more, and report it"
             )
 
 
-def _bytes(proto: onnx.ModelProto) -> int:
+def _claim_report(path: PathLike | None, *, force: bool) -> None:
+    if path is not None:
+        claim(Path(path), force=force)
+
+
+def _bytes(files: Sequence[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
+
+
+def _emitted_bytes(proto: onnx.ModelProto) -> int:
     return sum(len(part) for file in contents(proto, "model.onnx").values() for part in file)
 
 
@@ -405,6 +471,7 @@ def _result(
     recipe: Recipe,
     clock: Clock,
     notes: tuple[str, ...],
+    data: DataFacts,
 ) -> Result:
     layers = layer_facts(model, proto)
     weights, activations = mean_bits(layers)
@@ -426,4 +493,5 @@ def _result(
         peak_bytes=peak(),
         environment={**environment(), "threads": str(recipe.threads or os.cpu_count())},
         notes=(*model.notes, *notes, *validation.notes),
+        data=data,
     )

@@ -13,6 +13,8 @@ from onnxbrecq.bits import Allocation, uniform_bits
 from onnxbrecq.calibrate import Calibration, sampled, without_range
 from onnxbrecq.data import sources
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.sources import Reading
+from onnxbrecq.datafree import ORIGIN, made_data
 from onnxbrecq.emit.targets import Target, permit, run_here, target_for
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
@@ -27,6 +29,7 @@ from onnxbrecq.plan import QuantPlan
 from onnxbrecq.progress import Progress
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.device import learning_device
+from onnxbrecq.report.result import MadeData
 from onnxbrecq.runtime.cache import Storage
 from onnxbrecq.runtime.doctor import environment, saturation_free
 from onnxbrecq.state import digest
@@ -64,6 +67,7 @@ class Prepared:
         calibration: of the task's activations.
         data_sha256: digest of the samples.
         labelled: evaluation samples, or None.
+        made: how the calibration samples were made; None: they were given.
         notes: lines for the reader.
     """
 
@@ -73,6 +77,7 @@ class Prepared:
     calibration: Calibration
     data_sha256: str
     labelled: Dataset | None
+    made: MadeData | None
     notes: tuple[str, ...]
 
     @property
@@ -130,7 +135,9 @@ def prepared(
         files = [*places(written[0], original.source_bytes), *written[1:]] if written else []
         for place in files:
             claim(place, force=force, sources=original.files)
-        samples, cut = samples_of(data, original, recipe)
+        reading = Reading(recipe.preprocess, folder.absolute().parent, progress)
+        found = samples_of(data, original, recipe, reading)
+        samples = found.data
         model = _forked(original, recipe)
     points, blocks = find_points(model), partition(model)
     uniform = uniform_bits(points, recipe)
@@ -141,7 +148,7 @@ def prepared(
     storage = Storage(max(ahead.room, 0), folder.parent)
     with clock.stage("load"):
         samples = samples if samples is data else storage.kept(samples)
-        labelled, more = labelled_of(evaluation, model, recipe)
+        labelled, more = labelled_of(evaluation, model, reading)
         if labelled is not None and labelled is not evaluation:
             labelled = storage.kept(labelled)
     with clock.stage("calibrate"):
@@ -150,8 +157,9 @@ def prepared(
         digested = digest(samples.inputs)
     task = Task(model, blocks, points, samples, recipe, here, storage)
     return Prepared(
-        original, task, target, calibration, digested, labelled, (*notes, *cut, *more, *left)
-    )
+        original, task, target, calibration, digested, labelled, found.made,
+        (*notes, *found.notes, *more, *left),
+    )  # fmt: skip
 
 
 def _forked(model: Model, recipe: Recipe) -> Model:
@@ -165,19 +173,40 @@ def _forked(model: Model, recipe: Recipe) -> Model:
 _Read = tuple[Dataset, tuple[str, ...]]  # samples, and what a user should know of them
 
 
-def samples_of(data: PathLike | Dataset | None, model: Model, recipe: Recipe) -> _Read:
+@dataclass(frozen=True)
+class Samples:
+    """Calibration samples, what a user should know of them; how they were made, if they were."""
+
+    data: Dataset
+    notes: tuple[str, ...]
+    made: MadeData | None = None
+
+
+def samples_of(
+    data: PathLike | Dataset | None, model: Model, recipe: Recipe, reading: Reading
+) -> Samples:
+    """What the user gave, or what lies beside the model; else samples made from the model."""
     if isinstance(data, Dataset):
-        return _whole(data, model)
-    found = sources.calibration(None if data is None else str(data), model, recipe.preprocess)
-    return _whole(found, model)
+        return Samples(*_whole(data, model))
+    found = sources.calibration(None if data is None else str(data), model, reading)
+    if found is not None:
+        return Samples(*_whole(found, model))
+    reading.progress("data", 1, 1, f"NO CALIBRATION DATA: it is {ORIGIN} itself")
+    made = made_data(model, recipe, reading.progress)
+    told = (
+        f"NO CALIBRATION DATA: {made.facts.samples} samples were {ORIGIN} itself "
+        f"({made.facts.how}); a few hundred real ones, with -d (--data), are better, and what is "
+        "measured on made ones says little of real ones"
+    )
+    return Samples(made.data, (told,), made.facts)
 
 
 def labelled_of(
-    data: PathLike | Dataset | None, model: Model, recipe: Recipe
+    data: PathLike | Dataset | None, model: Model, reading: Reading
 ) -> _Read | tuple[None, tuple[str, ...]]:
     if isinstance(data, Dataset):
         return _whole(data, model)
-    found = sources.evaluation(None if data is None else str(data), model, recipe.preprocess)
+    found = sources.evaluation(None if data is None else str(data), model, reading)
     return (None, ()) if found is None else _whole(found, model)
 
 

@@ -37,6 +37,9 @@ class Preprocess:
     Attributes:
         resize_short: scale the shorter side to this many pixels (bilinear), or None.
         resize: exact (height, width), or None; after `resize_short`.
+        letterbox: (height, width) of a box that the image is scaled into, its proportions kept, or
+            None; after `resize`.
+        fill: the pixel value, 0…255, of what the letterbox leaves free, half on each side.
         center_crop: (height, width) cut from the middle, or None.
         scale: factor on the 0…255 values, before mean and std.
         mean: per channel, in the order of `channels`, after `scale`.
@@ -47,6 +50,8 @@ class Preprocess:
 
     resize_short: int | None = None
     resize: tuple[int, int] | None = None
+    letterbox: tuple[int, int] | None = None
+    fill: int = 0
     center_crop: tuple[int, int] | None = None
     scale: float = 1 / 255
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -59,7 +64,9 @@ class Preprocess:
         _one_of("data.preprocess.layout", self.layout, ("NCHW", "NHWC"))
         if self.resize_short is not None and not _numbers([self.resize_short], 1, int, least=1):
             raise RecipeError(f"data.preprocess.resize_short = {self.resize_short}: want pixels")
-        for key in ("resize", "center_crop"):
+        if not _numbers([self.fill], 1, int, least=0) or self.fill > 255:
+            raise RecipeError(f"data.preprocess.fill = {self.fill}: want a pixel value, 0 to 255")
+        for key in ("resize", "letterbox", "center_crop"):
             size = getattr(self, key)
             if size is not None and not _numbers(size, 2, int, least=1):
                 raise RecipeError(f"data.preprocess.{key} = {size}: want [height, width]")
@@ -72,6 +79,29 @@ class Preprocess:
                 )
         if 0 in self.std:
             raise RecipeError("data.preprocess.std: must not be 0")
+
+    @classmethod
+    def preset(cls, name: object) -> Self:
+        """The preprocessing that goes by that name (`PRESETS`).
+
+        Raises:
+            RecipeError: none does.
+        """
+        _one_of("data.preprocess.preset", name, tuple(PRESETS))
+        return cls(**PRESETS[str(name)])
+
+
+# What models of these origins take: torchvision's classifiers; those that came from Caffe (and
+# Keras' mode "caffe"); TensorFlow's (Keras' mode "tf"); YOLO's detectors.
+_CROPPED: Mapping[str, Any] = {"resize_short": 256, "center_crop": (224, 224)}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "imagenet": {**_CROPPED, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "imagenet-bgr-caffe": {
+        **_CROPPED, "scale": 1.0, "mean": (103.939, 116.779, 123.68), "channels": "BGR",
+    },
+    "tf": {**_CROPPED, "scale": 1 / 127.5, "mean": (1.0, 1.0, 1.0), "layout": "NHWC"},
+    "letterbox": {"letterbox": (640, 640), "fill": 114},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -271,6 +301,10 @@ class Recipe:
         max_drop: the gate, in percentage points; None: no gate.
         min_integer: the gate, as the share of all multiply-accumulates of weight layers that must
             run in integer kernels, from 0 to 1; None: no gate.
+        max_size: the gate, of the written files: bytes, a size such as "3MB", or "12%" of the float
+            model's; None: no gate.
+        min_speedup: the gate, as how many times as fast as the float model it has to be, with one
+            sample and one thread; None: no gate.
         seed: of every random choice.
         threads: of torch and onnxruntime; None: all cores.
         max_memory: bytes the process may take, beyond which activations go to disk; None: half of
@@ -294,6 +328,8 @@ class Recipe:
     target: str | None = None
     max_drop: float | None = None
     min_integer: float | None = None
+    max_size: int | str | None = None
+    min_speedup: float | None = None
     seed: int = 0
     threads: int | None = None
     max_memory: int | None = None
@@ -316,6 +352,10 @@ class Recipe:
             raise RecipeError(f"max_drop = {self.max_drop}: want percentage points from 0 to 100")
         if self.min_integer is not None and not 0 <= self.min_integer <= 1:
             raise RecipeError(f"min_integer = {self.min_integer}: want a share from 0 to 1")
+        if self.max_size is not None and not 0 < self.size_limit(1) < math.inf:
+            raise RecipeError(f"max_size = {self.max_size}: want more than nothing")
+        if self.min_speedup is not None and not 0 < self.min_speedup < math.inf:
+            raise RecipeError(f"min_speedup = {self.min_speedup}: want a factor above 0")
         if self.threads is not None and self.threads < 1:
             raise RecipeError(f"threads = {self.threads}: want at least 1")
         if self.max_memory is not None and self.max_memory < 1:
@@ -353,11 +393,12 @@ class Recipe:
         """The recipe in a TOML file; `overrides` (the command line) win.
 
         The file holds the attributes of `Recipe` at top level, those of `Preprocess` under
-        `[data.preprocess]`, those of `Reconstruction` under `[reconstruction]` and those of
-        `Latency` under `[latency]`; `activations = "float"` means weight-only, `first_last =
-        "free"` none; `max_memory` may be a size such as "4GiB"; `budget` is a table or a list of
-        `KEY=VALUE`; in `[pinned]` bits may be "float". `max_drop` without bits of weights, a budget
-        or a search asks for the smallest model that passes.
+        `[data.preprocess]`, where `preset = NAME` stands for those of a preset, those of
+        `Reconstruction` under `[reconstruction]` and those of `Latency` under `[latency]`;
+        `activations = "float"` means weight-only, `first_last = "free"` none; `max_memory` may be a
+        size such as "4GiB"; `budget` is a table or a list of `KEY=VALUE`; in `[pinned]` bits may be
+        "float". `max_drop` without bits of weights, a budget or a search asks for the smallest
+        model that passes.
 
         Raises:
             RecipeError: the file is unreadable, or a key is unknown or of the wrong type.
@@ -375,10 +416,9 @@ class Recipe:
         data = table.pop("data", {})
         _known("data", data, {"preprocess"})
         values = _fields(cls, "", table)
-        if "preprocess" in data:
-            values["preprocess"] = Preprocess(
-                **_fields(Preprocess, "data.preprocess.", data["preprocess"])
-            )
+        preset = overrides.pop("preset", None)
+        if "preprocess" in data or preset is not None:
+            values["preprocess"] = _preprocess(data.get("preprocess", {}), preset)
         if "reconstruction" in table:
             effort = overrides.get("effort", values.get("effort", cls.effort))
             _one_of("effort", effort, EFFORTS)
@@ -402,8 +442,18 @@ class Recipe:
     def decisive(self) -> Self:
         """What decisions depend on: the gates and the bound of memory are as if not given."""
         return dataclasses.replace(
-            self, max_drop=None, min_integer=None, max_memory=None, latency=Latency()
-        )
+            self, max_drop=None, min_integer=None, max_size=None, min_speedup=None,
+            max_memory=None, latency=Latency(),
+        )  # fmt: skip
+
+    def size_limit(self, float_bytes: int) -> float:
+        """Bytes of `max_size` (infinite without one) for a float model of so many."""
+        if self.max_size is None:
+            return math.inf
+        if isinstance(self.max_size, int):
+            return self.max_size
+        share = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", self.max_size.strip())
+        return float(share[1]) / 100 * float_bytes if share else _bytes("max_size", self.max_size)
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
@@ -465,6 +515,14 @@ def _bytes(key: str, text: str) -> int:
     return int(float(number) * unit)
 
 
+def _preprocess(table: object, preset: str | None) -> Preprocess:
+    """The preprocessing of a TOML table; its own keys win over those of its preset."""
+    given = dict(table) if isinstance(table, dict) else table
+    named = given.pop("preset", None) if isinstance(given, dict) else None
+    base = Preprocess() if preset is named is None else Preprocess.preset(preset or named)
+    return dataclasses.replace(base, **_fields(Preprocess, "data.preprocess.", given))
+
+
 def _known(where: str, table: object, allowed: set[str]) -> None:
     if not isinstance(table, dict):
         raise RecipeError(f"recipe: {where} must be a table")
@@ -488,7 +546,7 @@ def _fields(cls: type, prefix: str, table: object) -> dict[str, Any]:
         worded = (
             (key == "activations" and value == "float")
             or (key == "first_last" and value == "free")
-            or (key == "max_memory" and isinstance(value, str))
+            or (key in ("max_memory", "max_size") and isinstance(value, str))
         )
         if (
             wanted

@@ -1,4 +1,4 @@
-"""A small residual network in ONNX, its data, and what the stages before reconstruction make."""
+"""A small residual network in ONNX and its data; `--long`: tests that are worth hours in full."""
 
 import numpy as np
 import onnx
@@ -25,6 +25,17 @@ residual (float[N, 3, 8, 8] x) => (float[N, 5] logits) {
 }
 """
 _SHAPES = {"w0": (8, 3, 3, 3), "w1": (8, 8, 3, 3), "w2": (8, 8, 3, 3), "w3": (5, 8)}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --long."""
+    parser.addoption("--long", action="store_true", help="Crashes and mutants by the thousand.")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether tests that try at random try as often as they are meant to, not for CI's minutes."""
+    return bool(request.config.getoption("long"))
 
 
 @pytest.fixture

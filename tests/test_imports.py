@@ -46,13 +46,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recon": (*LEAVES, "graph", "data", "recon"),
     "validation": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validation"),
     "emission": (*LEAVES, "output", "graph", "emit", "runtime", "report"),
-    "calibrate": (*LEAVES, "bits", "graph", "data", "emit", "runtime"),
+    "arising": ("errors", "graph", "data", "runtime"),
+    "calibrate": (*LEAVES, "bits", "graph", "data", "emit", "runtime", "arising"),
     "forecast": (*LEAVES, "graph", "data", "runtime"),
     "bits": ("errors", "recipe", "graph"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "curvature": (*LEAVES, "graph", "runtime", "recon", "parts"),
+    "datafree": (*LEAVES, "graph", "data", "runtime", "recon", "report"),
     "blockwise": (
         *LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts", "curvature",
+        "arising",
     ),
     "search": (
         *LEAVES, "bits", "graph", "data", "emit", "runtime", "recon", "report", "state", "parts",
@@ -60,12 +63,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "mixed": (*LEAVES, "bits", "graph", "emit", "state", "parts", "calibrate", "search"),
     "preparation": (
-        *LEAVES, "bits", "output", "graph", "data", "emit", "runtime", "recon", "calibrate",
-        "forecast", "parts", "state",
+        *LEAVES, "bits", "output", "graph", "data", "emit", "runtime", "recon", "report",
+        "calibrate", "datafree", "forecast", "parts", "state",
     ),
     "pipeline": (
-        *LEAVES, "bits", "graph", "data", "runtime", "report", "validation", "preparation",
-        "mixed", "search", "blockwise", "state", "emission",
+        *LEAVES, "bits", "output", "graph", "data", "runtime", "report", "validation",
+        "preparation", "mixed", "search", "blockwise", "state", "emission",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.
@@ -78,6 +81,8 @@ OWNERS = {
     "scipy": ("onnxbrecq.search.allocate",),
     "plotly": ("onnxbrecq.report",),
     "PIL": ("onnxbrecq.data",),
+    "pycocotools": ("onnxbrecq.validation.detection",),
+    "jinja2": ("onnxbrecq.report",),
     "click": ("onnxbrecq_cli",),
     "rich": ("onnxbrecq_cli",),
 }

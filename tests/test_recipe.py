@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from onnxbrecq.errors import RecipeError
-from onnxbrecq.recipe import Budget, Latency, Preprocess, Recipe, Reconstruction
+from onnxbrecq.recipe import PRESETS, Budget, Latency, Preprocess, Recipe, Reconstruction
 
 
 def test_a_file_with_every_kind_of_key(tmp_path: Path) -> None:
@@ -36,6 +36,30 @@ def test_a_file_with_every_kind_of_key(tmp_path: Path) -> None:
     )
 
 
+def test_a_preset_and_what_wins_over_it() -> None:
+    table = tomllib.loads('[data.preprocess]\npreset = "tf"\nlayout = "NCHW"')
+    found = Recipe.from_table(table).preprocess
+    assert found is not None
+    assert (found.center_crop, found.layout, found.mean) == ((224, 224), "NCHW", (1.0, 1.0, 1.0))
+    found = Recipe.from_table(table, preset="imagenet-bgr-caffe").preprocess
+    assert found is not None
+    assert (found.channels, found.layout) == ("BGR", "NCHW")
+    assert Recipe.from_table({}, preset="imagenet").preprocess == Preprocess.preset("imagenet")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_makes_sense(name: str) -> None:
+    assert Preprocess.preset(name) != Preprocess()
+
+
+def test_an_unknown_preset() -> None:
+    says = "data.preprocess.preset = 'imagnet': choose one of imagenet, imagenet-bgr-caffe, tf"
+    for table, options in (({"data": {"preprocess": {"preset": "imagnet"}}}, {}),
+                           ({}, {"preset": "imagnet"})):  # fmt: skip
+        with pytest.raises(RecipeError, match=says):
+            Recipe.from_table(table, **options)
+
+
 def test_an_empty_table_is_the_default_recipe() -> None:
     assert Recipe.from_table({}) == Recipe()
 
@@ -56,6 +80,9 @@ def test_overrides_win(tmp_path: Path) -> None:
         "resize = [224.0, 224]",
         'center_crop = ["a", 2]',
         "center_crop = [true, 2]",
+        "letterbox = 640",
+        "fill = 256",
+        "fill = -1",
         "scale = inf",
         "scale = true",
         "mean = 0.5",
@@ -100,6 +127,23 @@ def test_sizes_of_memory(size: str | int, wanted: int) -> None:
 def test_sizes_that_make_no_sense(size: object) -> None:
     with pytest.raises(RecipeError, match="max_memory = "):
         Recipe.from_table({"max_memory": size})
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [(None, float("inf")), (500, 500), ("1.5kB", 1500), ("12%", 120), ("12.5 %", 125)],
+)
+def test_the_largest_size(given: int | str | None, wanted: float) -> None:
+    assert Recipe(max_size=given).size_limit(1000) == wanted
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_size", "small"), ("max_size", "0%"), ("max_size", -1), ("min_speedup", 0.0)],
+)
+def test_limits_that_make_no_sense(key: str, value: object) -> None:
+    with pytest.raises(RecipeError, match=key):
+        Recipe(**{key: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxbrecq.data.arrays import Array
-from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.dataset import Dataset, Samples
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.model import Model
 
@@ -16,7 +16,7 @@ _CHUNK = 64  # samples looked at together for NaN, so that the mask stays small
 
 
 def checked(
-    model: Model, arrays: Mapping[str, Array], labels: Array | None, origin: str
+    model: Model, arrays: Mapping[str, Samples], labels: Array | None, origin: str
 ) -> Dataset:
     """The data set of `arrays`, one for each input of `model`.
 
@@ -44,7 +44,8 @@ def checked(
     if samples == 0:
         raise DataError(f"{origin}: holds no samples; give at least one")
     for name, array in inputs.items():
-        _check_finite(name, array, origin)
+        if isinstance(array, np.ndarray):  # images are finite
+            _check_finite(name, array, origin)
     return Dataset(inputs, None if labels is None else _labels(labels, samples, origin), origin)
 
 
@@ -124,11 +125,23 @@ def _check_shape(model: Model, name: str, found: tuple[int, ...], origin: str) -
     if not fits:
         raise DataError(
             f"{origin}: array {name!r} has shape {_shape(found)}, but the model's input is "
-            f"{_shape(('samples', *wanted[1:]))}"
+            f"{_shape(('samples', *wanted[1:]))}{_remedy(found, wanted)}"
         )
 
 
-def _contiguous(array: Array) -> Array:
+def _remedy(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> str:
+    """What to do about images whose channels stand in the wrong place."""
+    if len(found) != 4 or len(wanted) != 4:
+        return ""
+    for axes, order in (((0, 3, 1, 2), "NHWC"), ((0, 2, 3, 1), "NCHW")):
+        if all(w in (None, found[a]) for a, w in zip(axes[1:], wanted[1:], strict=True)):
+            return f"; it looks like {order}: give array.transpose{axes}"
+    return ""
+
+
+def _contiguous(array: Samples) -> Samples:
+    if not isinstance(array, np.ndarray):
+        return array
     return np.ascontiguousarray(array, str if array.dtype.kind in _TEXT else None)
 
 

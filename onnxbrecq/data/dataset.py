@@ -1,6 +1,5 @@
 """Samples for a model: one array per graph input, samples along axis 0."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxbrecq.data.boxes import Boxes
 from onnxbrecq.errors import DataError
 
 Feed = Mapping[str, NDArray[np.generic]]
@@ -67,19 +67,21 @@ class Dataset:
         inputs: graph input name → array [samples, ...].
         labels: int64 [samples], or None.
         origin: what the user called it, for messages and reports.
+        boxes: of detection data, or None.
     """
 
     inputs: Mapping[str, Samples]
     labels: NDArray[np.int64] | None = None
     origin: str = ""
+    boxes: Boxes | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all inputs."""
-        return sum(math.prod(a.shape) * a.dtype.itemsize for a in self.inputs.values())
+        """Bytes of memory: of the inputs that are arrays."""
+        return sum(a.nbytes for a in self.inputs.values() if isinstance(a, np.ndarray))
 
     def batches(self, size: int, most: int | None = None) -> Iterator[Feed]:
         """Consecutive feeds of at most `size` samples; of the first `most`, or of all."""
@@ -108,7 +110,16 @@ class Dataset:
     def head(self, count: int) -> "Dataset":
         """The first `count` samples."""
         labels = None if self.labels is None else self.labels[:count]
-        return Dataset(self.part(slice(count)), labels, self.origin)
+        boxes = None if self.boxes is None else self.boxes.head(count)
+        inputs = {name: _first(samples, count) for name, samples in self.inputs.items()}
+        return Dataset(inputs, labels, self.origin, boxes)
+
+
+def _first(samples: Samples, count: int) -> Samples:
+    """The first `count` of them; what is no array is not read."""
+    if isinstance(samples, np.ndarray):
+        return samples[:count]
+    return Picked(samples, np.arange(min(count, len(samples))))
 
 
 def whole(most: int, batch: int | None) -> int:

@@ -3,72 +3,90 @@
 Every source ends in `checks.checked`, so that what leaves this module fits the model.
 """
 
-import importlib
+import dataclasses
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from onnxbrecq.data import boxes as detection
 from onnxbrecq.data import images
 from onnxbrecq.data.arrays import Array, check_memory, read_npy, read_npz
 from onnxbrecq.data.checks import check_names, checked, input_type, only_input
-from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.data.dataset import Dataset, Samples
+from onnxbrecq.data.functions import FUNCTION, function, named
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.model import Model
-from onnxbrecq.recipe import Preprocess
+from onnxbrecq.progress import Progress, silent
+from onnxbrecq.recipe import PRESETS, Preprocess
 
 KINDS = "an .npz, a .npy, a folder of images or of .npy files, or module:function"
 
 _LABELS = "labels"
-_DETECTION = ("boxes", "classes", "image_index")
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_IMAGE = "image_index"
+_TRUTH = (_LABELS, *detection.NAMES)
 
-_Read = tuple[dict[str, Array], Array | None]  # inputs, labels
+_Read = tuple[dict[str, Samples], Mapping[str, Array]]  # inputs, and what is true of them by name
 
 
-def calibration(source: str | None, model: Model, preprocess: Preprocess | None) -> Dataset:
+@dataclass(frozen=True)
+class Reading:
+    """How sources are read.
+
+    Attributes:
+        preprocess: for a folder of images.
+        folder: where decoded images lie; None: that of temporary files.
+        progress: told of them.
+    """
+
+    preprocess: Preprocess | None = None
+    folder: Path | None = None
+    progress: Progress = silent
+
+
+def calibration(source: str | None, model: Model, reading: Reading) -> Dataset | None:
     """Unlabelled samples for `model`; labels that are there are not read.
 
     Args:
-        source: what the user gave; None: STEM.calib.npz beside the model.
+        source: what the user gave; None: STEM.calib.npz beside the model, and None if there is
+            no such file.
         model: whose inputs they are for.
-        preprocess: for a folder of images.
+        reading: how.
 
     Raises:
-        DataError: there are none, or they do not fit the model.
+        DataError: they do not fit the model.
     """
-    found = _beside(model, "calib") if source is None else source
+    found = beside(model, "calib") if source is None else source
     if found is None:
-        looked = f"{model.path.stem}.calib.npz beside {model.path}" if model.path else "a file"
-        raise DataError(
-            f"no calibration data: {looked} does not exist; pass {KINDS} with -d (--data)"
-        )
-    inputs, _ = _read(found, model, preprocess, labelled=False)
+        return None
+    inputs, _ = _read(found, model, reading, labelled=False)
     return checked(model, inputs, None, found)
 
 
-def evaluation(source: str | None, model: Model, preprocess: Preprocess | None) -> Dataset | None:
+def evaluation(source: str | None, model: Model, reading: Reading) -> Dataset | None:
     """Evaluation samples for `model`, with their labels where the source has any.
 
     Args:
         source: what the user gave; None: STEM.eval.npz beside the model, and None if there is
             no such file.
         model: whose inputs they are for.
-        preprocess: for a folder of images.
+        reading: how.
 
     Raises:
         DataError: they do not fit the model.
     """
-    found = _beside(model, "eval") if source is None else source
+    found = beside(model, "eval") if source is None else source
     if found is None:
         return None
-    inputs, labels = _read(found, model, preprocess, labelled=True)
-    return checked(model, inputs, labels, found)
+    inputs, truth = _read(found, model, reading, labelled=True)
+    data = checked(model, inputs, truth.get(_LABELS), found)
+    return dataclasses.replace(data, boxes=detection.boxes_of(truth, len(data), found))
 
 
-def _beside(model: Model, role: str) -> str | None:
+def beside(model: Model, role: str) -> str | None:
     """The data file of that role beside the model, if it is there."""
     if model.path is None:
         return None
@@ -76,16 +94,16 @@ def _beside(model: Model, role: str) -> str | None:
     return str(path) if path.exists() else None
 
 
-def _read(source: str, model: Model, preprocess: Preprocess | None, *, labelled: bool) -> _Read:
+def _read(source: str, model: Model, reading: Reading, *, labelled: bool) -> _Read:
     path = Path(source)
     try:
         if path.is_dir():
-            return _folder(path, model, preprocess, labelled=labelled)
+            return _folder(path, model, reading, labelled=labelled)
         if path.exists():
             return _file(path, model, labelled=labelled)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
-    if _FUNCTION.fullmatch(source):
+    if FUNCTION.fullmatch(source):
         return _called(source, model)
     raise DataError(f"{source}: no such file or folder; give {KINDS}")
 
@@ -94,42 +112,48 @@ def _file(path: Path, model: Model, *, labelled: bool) -> _Read:
     if path.suffix.lower() == ".npz":
         return _npz(path, model, labelled=labelled)
     if path.suffix.lower() == ".npy":
-        return {only_input(model, str(path)): read_npy(path)}, None
+        return {only_input(model, str(path)): read_npy(path)}, {}
     raise DataError(f"{path}: is no data that can be read; give {KINDS}")
 
 
 def _npz(path: Path, model: Model, *, labelled: bool) -> _Read:
-    wanted = [*model.inputs, *([_LABELS] if labelled else [])]
-    arrays, names = read_npz(path, wanted)
-    if labelled and any(name in names and name not in model.inputs for name in _DETECTION):
-        raise DataError(
-            f"{path}: holds {' and '.join(n for n in _DETECTION if n in names)}, but detection "
-            "metrics are not in this version; leave them out to compare outputs only"
-        )
+    truth = [name for name in _TRUTH if labelled and name not in model.inputs]
+    arrays, names = read_npz(path, [*model.inputs, *truth])
     check_names(model, names, str(path))
-    labels = arrays.get(_LABELS) if labelled and _LABELS not in model.inputs else None
-    return {name: arrays[name] for name in model.inputs}, labels
+    inputs: dict[str, Samples] = {name: arrays[name] for name in model.inputs}
+    return inputs, {name: arrays[name] for name in truth if name in arrays}
 
 
-def _folder(folder: Path, model: Model, preprocess: Preprocess | None, *, labelled: bool) -> _Read:
-    """The files' samples in the order of the file names."""
+def _folder(folder: Path, model: Model, reading: Reading, *, labelled: bool) -> _Read:
+    """The files' samples in the order of their paths; of folders inside where it has no others."""
     name = only_input(model, str(folder))
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-    pictures = [path for path in files if path.suffix.lower() in images.SUFFIXES]
-    arrays = [path for path in files if path.suffix.lower() == ".npy"]
+    pictures, arrays = _kinds(folder.iterdir())
+    if not pictures and not arrays:
+        pictures, arrays = _kinds(folder.rglob("*"))
     if bool(pictures) == bool(arrays):
         held = "both images and .npy files" if pictures else "neither images nor .npy files"
         raise DataError(f"{folder}: holds {held}; give a folder with files of one of the kinds")
-    labels = _folder_labels(folder, pictures or arrays) if labelled else None
+    labels = _folder_labels(folder, pictures or arrays) if labelled else {}
     if arrays:
         return {name: _stacked(arrays, model, name)}, labels
-    if preprocess is None:
+    if reading.preprocess is None:
         raise DataError(
-            f"{folder}: images need [data.preprocess] in a recipe (resize_short, center_crop, "
-            "scale, mean, std, channels, layout); pass it with --recipe FILE.toml"
+            f"{folder}: images need --preprocess with one of {', '.join(PRESETS)}, or "
+            "[data.preprocess] in a recipe (resize_short, center_crop, scale, mean, std, channels, "
+            "layout); pass it with --recipe FILE.toml"
         )
-    dtype = input_type(model, name)
-    return {name: images.decode_all(pictures, preprocess, dtype, str(folder))}, labels
+    found = images.decode_all(
+        pictures, reading.preprocess, input_type(model, name), str(folder),
+        wanted=model.shapes.get(name), folder=reading.folder, progress=reading.progress,
+    )  # fmt: skip
+    return {name: found}, labels
+
+
+def _kinds(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The images and the .npy files among the paths, sorted; hidden ones are left out."""
+    files = sorted(path for path in paths if path.name[0] != "." and path.is_file())
+    pictures = [path for path in files if path.suffix.lower() in images.SUFFIXES]
+    return pictures, [path for path in files if path.suffix.lower() == ".npy"]
 
 
 def _stacked(files: Sequence[Path], model: Model, name: str) -> Array:
@@ -155,20 +179,22 @@ def _batch(array: Array, model: Model, name: str) -> Array:
     return array[np.newaxis] if array.ndim in (0, rank - 1) else array
 
 
-def _folder_labels(folder: Path, files: Sequence[Path]) -> Array | None:
-    """The label of each file, from labels.txt inside or FOLDER_labels.txt beside; None: neither."""
+def _folder_labels(folder: Path, files: Sequence[Path]) -> dict[str, Array]:
+    """The label of each file, from labels.txt inside or FOLDER_labels.txt beside, if there."""
     real = folder.resolve()
     for path in (real / "labels.txt", real.with_name(f"{real.name}_labels.txt")):
         if path.is_file():
             table = _label_table(path)
-            missing = [file.name for file in files if file.name not in table]
+            names = [file.relative_to(folder).as_posix() for file in files]
+            names = [name if name in table else name.rpartition("/")[2] for name in names]
+            missing = [name for name in names if name not in table]
             if missing:
                 raise DataError(
                     f"{path}: has no line for {missing[0]!r} ({len(missing)} of {len(files)} files "
                     "are missing); give a line `name label` for each"
                 )
-            return np.array([table[file.name] for file in files], np.int64)
-    return None
+            return {_LABELS: np.array([table[name] for name in names], np.int64)}
+    return {}
 
 
 def _label_table(path: Path) -> dict[str, int]:
@@ -191,12 +217,16 @@ def _label_table(path: Path) -> dict[str, int]:
 
 def _called(source: str, model: Model) -> _Read:
     """What a function of the user's returns: feeds or arrays, each a batch or a single sample."""
-    function = _imported(source)
+    called = _source(source)
     parts: dict[str, list[Array]] = {}
-    held = 0
+    held = samples = 0
     try:
-        for item in _items(function(), source):
-            for name, array in _feed(item, model, source).items():
+        for item in _items(called(), source):
+            feed = _feed(item, model, source)
+            if _IMAGE in feed and _IMAGE not in model.inputs:  # it counts from the item's first
+                feed[_IMAGE] = feed[_IMAGE] + samples
+            samples += len(feed[model.inputs[0]])
+            for name, array in feed.items():
                 held += array.nbytes
                 parts.setdefault(name, []).append(array)
             check_memory(held, source)
@@ -207,27 +237,16 @@ def _called(source: str, model: Model) -> _Read:
     if not parts:
         raise DataError(f"{source}: returned no samples; yield arrays, or dicts by input name")
     arrays = {name: _joined(name, batches, source) for name, batches in parts.items()}
-    labels = None if _LABELS in model.inputs else arrays.pop(_LABELS, None)
-    return arrays, labels
+    inputs: dict[str, Samples] = {name: arrays.pop(name) for name in model.inputs}
+    return inputs, arrays
 
 
-def _imported(source: str) -> Callable[[], object]:
-    """The function that `module:function` names, found on sys.path or in the working folder."""
-    module_name, _, function_name = source.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module_name), function_name, None)
-    except Exception as error:  # a module may raise anything while it is imported
-        raise DataError(
-            f"{source}: module {module_name!r} cannot be imported "
-            f"({type(error).__name__}: {error}); it is looked for in the working folder first"
-        ) from error
-    finally:
-        sys.path.remove(here)
-    if not callable(function):
-        raise DataError(f"{source}: module {module_name!r} has no function {function_name!r}")
-    return function  # type: ignore[no-any-return]
+def _source(source: str) -> Callable[[], object]:
+    """What `module:function` names, as a function; a loader is one that returns itself."""
+    found = named(source)
+    if isinstance(found, Iterable) and not isinstance(found, type):
+        return lambda: found
+    return function(source)
 
 
 def _items(returned: object, source: str) -> Iterable[object]:
@@ -243,10 +262,31 @@ def _items(returned: object, source: str) -> Iterable[object]:
 
 def _feed(item: object, model: Model, source: str) -> dict[str, Array]:
     """One item as arrays with a batch axis."""
-    values = item if isinstance(item, Mapping) else {only_input(model, source): item}
+    values = _named(item, model, source)
     check_names(model, values, source)
-    names = dict.fromkeys([*model.inputs, *([_LABELS] if _LABELS in values else [])])
-    return {name: _batch(np.asarray(values[name]), model, name) for name in names}
+    names = dict.fromkeys([*model.inputs, *(name for name in _TRUTH if name in values)])
+    return {name: _batch(_array(values[name]), model, name) for name in names}
+
+
+def _named(item: object, model: Model, source: str) -> Mapping[str, object]:
+    """The item by input name; a tuple of tensors is in the order of the inputs, labels behind."""
+    if isinstance(item, Mapping):
+        return item
+    if not isinstance(item, tuple | list) or not all(hasattr(part, "shape") for part in item):
+        return {only_input(model, source): item}
+    names = (*model.inputs, _LABELS)
+    if not len(model.inputs) <= len(item) <= len(names):
+        raise DataError(
+            f"{source}: yields {len(item)} tensors, but the model has the inputs "
+            f"{list(model.inputs)}; yield one for each, in this order, and the labels behind them"
+        )
+    return dict(zip(names, item, strict=False))
+
+
+def _array(value: Any) -> Array:
+    """The value as an array; tensors of torch leave their graph and their device."""
+    found = value.detach().cpu() if hasattr(value, "detach") else value
+    return np.asarray(found)
 
 
 def _joined(name: str, batches: Sequence[Array], source: str) -> Array:

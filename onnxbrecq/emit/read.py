@@ -1,6 +1,7 @@
-"""What a quantized file holds, read from its graph: the bits of each layer as stored."""
+"""What a quantized file holds, read from its graph: bits, grids and scales of each layer."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -76,3 +77,87 @@ def _data_bits(
 
 def _integers(tensor: onnx.TensorProto) -> NDArray[np.int32]:
     return numpy_helper.to_array(tensor).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class DataGrid:
+    """The grid of the data that a layer reads: integers from `low` to `high`, less `zero`, times
+    `scale`.
+    """
+
+    scale: float
+    zero: int
+    low: int
+    high: int
+
+
+def data_grids(proto: onnx.ModelProto, layers: Collection[str]) -> dict[str, DataGrid]:
+    """Layer name → the grid of the data it reads; layers that read float are absent."""
+    producer = {name: node for node in proto.graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    found = {}
+    for node in proto.graph.node:
+        source = producer.get(node.input[0]) if node.name in layers and node.input else None
+        grid = _grid(source, producer, constants) if source is not None else None
+        if grid is not None:
+            found[node.name] = grid
+    return found
+
+
+def _grid(
+    node: onnx.NodeProto,
+    producer: Mapping[str, onnx.NodeProto],
+    constants: Mapping[str, onnx.TensorProto],
+) -> DataGrid | None:
+    """The grid of a DequantizeLinear with one scale."""
+    if node.op_type != "DequantizeLinear" or node.input[1] not in constants:
+        return None
+    scale = numpy_helper.to_array(constants[node.input[1]])
+    zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+    bits = _data_bits(node.output[0], producer, constants)
+    if scale.size != 1 or bits is None:
+        return None
+    signed = zero is not None and zero.data_type == TensorProto.INT8
+    low = -(2 ** (bits - 1)) if signed else 0
+    offset = 0 if zero is None else int(_integers(zero).reshape(-1)[0])
+    return DataGrid(float(scale.reshape(-1)[0]), offset, low, low + 2**bits - 1)
+
+
+def weight_scales(
+    proto: onnx.ModelProto, layers: Collection[str]
+) -> dict[str, NDArray[np.float32]]:
+    """Layer name → the scales of its weight, shaped to broadcast against it."""
+    producer = {name: node for node in proto.graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    found = {}
+    for node in proto.graph.node:
+        if node.name not in layers or len(node.input) < 2:
+            continue
+        maker = producer.get(node.input[1])
+        if maker is None or maker.op_type not in ("DequantizeLinear", "Mul"):
+            continue
+        scale = constants.get(maker.input[1])
+        if scale is not None:
+            found[node.name] = _broadcast(numpy_helper.to_array(scale), maker, proto, constants)
+    return {name: scale for name, scale in found.items() if scale is not None}
+
+
+def _broadcast(
+    scale: NDArray[np.generic],
+    maker: onnx.NodeProto,
+    proto: onnx.ModelProto,
+    constants: Mapping[str, onnx.TensorProto],
+) -> NDArray[np.float32] | None:
+    """The scale of a DequantizeLinear along its axis; that of a Mul as it is; None: of blocks."""
+    values: NDArray[np.float32] = scale.astype(np.float32)
+    if maker.op_type == "Mul" or values.ndim == 0:
+        return values
+    if values.ndim > 1:
+        return None
+    producer = {name: node for node in proto.graph.node for name in node.output}
+    name = maker.input[0]
+    while name in producer and producer[name].op_type in _DECODING:
+        name = producer[name].input[0]
+    rank = len(constants[name].dims) if name in constants else 1
+    axis = next((a.i for a in maker.attribute if a.name == "axis"), 1) % max(rank, 1)
+    return values.reshape([-1 if i == axis else 1 for i in range(rank)])

@@ -4,15 +4,14 @@ Nothing is executed, and nothing is read but the model in memory.
 """
 
 import graphlib
-import math
 import re
 
 import onnx
-from onnx import TensorProto, numpy_helper
 
 from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.check_tensors import check_tensors
 from onnxbrecq.graph.constants import Constants
-from onnxbrecq.graph.model import STANDARD_DOMAINS, graphs, node_inputs, tensors
+from onnxbrecq.graph.model import STANDARD_DOMAINS, graphs, node_inputs
 from onnxbrecq.graph.skeleton import skeleton
 
 _OLDEST_OPSET = 7
@@ -35,6 +34,7 @@ def check(proto: onnx.ModelProto, constants: Constants, where: str) -> int:
             f"{where}: opset {opset} is not supported ({_OLDEST_OPSET} to {newest} are); "
             "export the model again with another opset_version"
         )
+    check_tensors(proto, constants, where)
     _edit_domains(proto)
     proto.ir_version = max(proto.ir_version, _CONSTANTS_APART)
     known = {function.name for function in proto.functions}
@@ -42,9 +42,6 @@ def check(proto: onnx.ModelProto, constants: Constants, where: str) -> int:
         for node in graph.node:
             if node.domain in STANDARD_DOMAINS and node.op_type not in known:
                 _check_operator(node, int(opset), where)
-    small = (tensor for tensor in tensors(proto.graph) if tensor.name not in constants)
-    for tensor in (*small, *constants.values()):
-        _check_tensor(tensor, where)
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         _edit_dimensions(value, where)
     _edit_order(proto.graph, where)
@@ -155,19 +152,3 @@ def _edit_order(graph: onnx.GraphProto, where: str) -> None:
 
 def _named(node: onnx.NodeProto) -> str:
     return repr(node.name or "".join(node.output[:1]))
-
-
-def _check_tensor(tensor: TensorProto, where: str) -> None:
-    if any(dim < 0 for dim in tensor.dims):
-        raise ModelError(f"{where}: tensor {tensor.name!r} has a negative dimension")
-    if tensor.raw_data and len(tensor.raw_data) * 8 < math.prod(tensor.dims) * 2:
-        raise ModelError(
-            f"{where}: tensor {tensor.name!r} declares {math.prod(tensor.dims)} elements but holds "
-            f"{len(tensor.raw_data)} bytes; export the model again"
-        )
-    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
-        return
-    try:
-        numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{where}: tensor {tensor.name!r} is damaged: {error}") from error

@@ -22,7 +22,7 @@ from onnxbrecq.graph.arrays import Arrays
 from onnxbrecq.graph.constants import Constants, add, with_values
 from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
 
-_LARGEST = 1 << 22  # elements of a folded tensor; larger ones stay computed
+_LARGEST = 1 << 22  # elements of a folded tensor; larger ones stay computed, unless inputs are
 _GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Pad", "OneHot",
                       "EyeLike"})  # fmt: skip
 _NEVER = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike",
@@ -87,6 +87,10 @@ class _Known(Arrays):
         self._known[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         add(self._graph, self._large, self._known[name])
 
+    def elements(self, name: str) -> int:
+        """How many elements the constant has."""
+        return math.prod(self._known[name].dims)
+
     def read_no_more(self, node: onnx.NodeProto) -> None:
         """The node goes, and so do the values of large constants that it alone read."""
         self._readers.subtract(node_inputs(node))
@@ -109,7 +113,7 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
 
 def _value(
     node: onnx.NodeProto,
-    constants: Mapping[str, NDArray[np.generic]],
+    constants: _Known,
     shapes: dict[str, Shape],
     producer: dict[str, onnx.NodeProto],
     proto: onnx.ModelProto,
@@ -126,7 +130,8 @@ def _value(
     names = [name for name in node.input if name]
     if node.op_type in _NEVER or not names or not all(name in constants for name in names):
         return None
-    if node.op_type in _GROWING and _size(node, constants, shapes) > _LARGEST:
+    most = max(_LARGEST, sum(constants.elements(name) for name in names))
+    if _size(node, constants, shapes) > most:
         return None
     return _evaluated(node, {name: constants[name] for name in names}, proto)
 
@@ -134,12 +139,12 @@ def _value(
 def _size(
     node: onnx.NodeProto, constants: Mapping[str, NDArray[np.generic]], shapes: dict[str, Shape]
 ) -> float:
-    """Elements of the node's output; infinite if unknown."""
+    """Elements of the node's output; if unknown, infinite where it may outgrow its inputs."""
     if node.op_type == "ConstantOfShape":
         return float(math.prod(int(d) for d in np.asarray(constants[node.input[0]]).tolist()))
     shape = shapes.get(node.output[0])
     if shape is None or not all(isinstance(d, int) for d in shape):
-        return math.inf
+        return math.inf if node.op_type in _GROWING else 0
     return float(math.prod(d for d in shape if isinstance(d, int)))
 
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
@@ -20,6 +19,7 @@ from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.batch import edit_batch
 from onnxbrecq.graph.check import check
 from onnxbrecq.graph.check_layers import check_layers, check_unquantized
+from onnxbrecq.graph.check_tensors import item_bits
 from onnxbrecq.graph.constants import Constants, edit_together
 from onnxbrecq.graph.model import Model, tensors
 from onnxbrecq.graph.normalise import normalise
@@ -67,6 +67,7 @@ def _canonical(
         tuple(files),
         canonical.notes,
         canonical.stored_type,
+        canonical.norms,
     )
     check_layers(model, where)
     check_unquantized(model, where)
@@ -148,7 +149,7 @@ def _edit_external(tensor: TensorProto, path: Path) -> None:
             "copy it beside the model"
         )
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    needed = math.prod(tensor.dims) * _item_bits(tensor) // 8
+    needed = -(-math.prod(tensor.dims) * item_bits(tensor, str(path)) // 8)
     offset, length = (_count(path, tensor, entries, key) for key in ("offset", "length"))
     if length not in (None, needed) or (offset or 0) + needed > file.stat().st_size:
         raise ModelError(
@@ -169,15 +170,6 @@ def _count(path: Path, tensor: TensorProto, entries: Mapping[str, str], key: str
             "is no number of bytes; export the model again"
         )
     return None if entry is None else int(entry)
-
-
-def _item_bits(tensor: TensorProto) -> int:
-    try:
-        return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize) * 8
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"tensor {tensor.name!r} has the unknown type {tensor.data_type}"
-        ) from error
 
 
 def _external(tensor: TensorProto) -> bool:

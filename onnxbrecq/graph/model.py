@@ -9,7 +9,7 @@ Invariants that `onnxbrecq.graph.load` establishes and everything later relies o
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -21,6 +21,14 @@ from numpy.typing import NDArray
 from onnxbrecq.graph.arrays import Arrays
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """Mean and standard deviation [C] of a tensor's channels over the data of training."""
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +46,7 @@ class Model:
         files: what it was read from: the file, and those with its external data.
         notes: what normalisation did that a user should know, a line each.
         stored_type: the onnx.TensorProto type of float constants in the file.
+        norms: tensor name → what the file's BatchNormalization says of it; channels along axis 1.
     """
 
     proto: onnx.ModelProto
@@ -49,6 +58,7 @@ class Model:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     stored_type: int = onnx.TensorProto.FLOAT
+    norms: Mapping[str, Norm] = field(default_factory=dict)
 
     @property
     def path(self) -> Path | None:

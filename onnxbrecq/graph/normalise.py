@@ -5,6 +5,7 @@ passes that rewrite nodes are in `onnxbrecq.graph.passes`. A function named `edi
 graph that it is given and says whether anything changed; `normalise` works on a copy.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,8 @@ from onnx import inliner, numpy_helper
 from onnxbrecq.graph.conditions import edit_conditions
 from onnxbrecq.graph.constants import Constants, add, remove, with_values
 from onnxbrecq.graph.folding import edit_constants
-from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Norm, attribute, node_inputs
+from onnxbrecq.graph.norms import norms
 from onnxbrecq.graph.passes.arithmetic import edit_constant_pairs, edit_neutral
 from onnxbrecq.graph.passes.editor import Editor
 from onnxbrecq.graph.passes.functions import edit_functions, edit_prelu, edit_swish
@@ -35,11 +37,12 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLO
 
 @dataclass(frozen=True)
 class Canonical:
-    """A canonical model, notes for the user, and the type of float constants in the file."""
+    """A canonical model, and what is known of its file: see `onnxbrecq.graph.model.Model`."""
 
     proto: onnx.ModelProto
     notes: tuple[str, ...]
     stored_type: int
+    norms: Mapping[str, Norm]
 
 
 def normalise(copy: onnx.ModelProto, constants: Constants, where: str) -> Canonical:
@@ -65,9 +68,11 @@ def normalise(copy: onnx.ModelProto, constants: Constants, where: str) -> Canoni
         stored_type = half
         edit_precision(copy.graph, constants)
         infer_shapes(copy, where)
+    known: dict[str, Norm] = {}
     while True:
         changed = edit_constants(copy, constants)
         changed |= edit_identities(copy.graph)
+        known.update(norms(copy.graph, constants))
         changed |= _rewritten(copy, constants)
         changed |= edit_dead_code(copy.graph, constants)
         infer_shapes(copy, where)
@@ -78,7 +83,9 @@ def normalise(copy: onnx.ModelProto, constants: Constants, where: str) -> Canoni
     edit_order(copy.graph)
     infer_shapes(copy, where)
     edit_names(copy.graph)
-    return Canonical(copy, notes, stored_type)
+    made = {name for node in copy.graph.node for name in node.output}
+    known = {name: norm for name, norm in known.items() if name in made}
+    return Canonical(copy, notes, stored_type, known)
 
 
 def _rewritten(proto: onnx.ModelProto, constants: Constants) -> bool:

@@ -23,7 +23,7 @@ _IR_VERSION = 10
 _CONVERTIBLE = 13  # the oldest opset whose DequantizeLinear takes an axis
 _ALONG_AXIS = 13
 _TRANSFORMS = 11  # the first opset whose Resize says how coordinates are transformed
-_REFUSALS = (RuntimeError, version_converter.ConvertError)
+_REFUSALS = (RuntimeError, ValueError, version_converter.ConvertError)
 
 
 def edit_opset(proto: onnx.ModelProto, where: str) -> tuple[str, ...]:

@@ -209,14 +209,19 @@ def _version(op_type: str, opset: int) -> int | None:
     return None
 
 
-@cache
 def _history(op_type: str) -> Sequence[onnx.defs.OpSchema]:
     """The operator's schemas, oldest first."""
-    found = [
-        schema for schema in onnx.defs.get_all_schemas_with_history()
-        if schema.name == op_type and schema.domain == onnx.defs.ONNX_DOMAIN
-    ]  # fmt: skip
-    return sorted(found, key=lambda schema: schema.since_version)
+    return _schemas().get(op_type, ())
+
+
+@cache
+def _schemas() -> Mapping[str, Sequence[onnx.defs.OpSchema]]:
+    """The schemas of each of ONNX's operators, oldest first."""
+    found: dict[str, list[onnx.defs.OpSchema]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == onnx.defs.ONNX_DOMAIN:
+            found.setdefault(schema.name, []).append(schema)
+    return {name: sorted(s, key=lambda schema: schema.since_version) for name, s in found.items()}
 
 
 def _signature(schema: onnx.defs.OpSchema) -> object:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own name for it
@@ -212,8 +213,9 @@ class _Places:
             before, after = self._pads[2 * (rank - 1 - axis) :][:2]
             length = x.shape[2 + axis] + before + after
             sizes.append((length - reach[axis]) // steps[axis] + 1)
-        parts = torch.unravel_index(_drawn(math.prod(sizes), count, generator), sizes)
-        self._index = tuple(part.to(x.device) for part in parts)
+        # Not torch's own unravel_index, which imports sympy: a second.
+        parts = np.unravel_index(_drawn(math.prod(sizes), count, generator).numpy(), sizes)
+        self._index = tuple(torch.from_numpy(part).to(x.device) for part in parts)
         sample, *places = self._index
         window = []
         for axis, (place, size) in enumerate(zip(places, kernel, strict=True)):

@@ -52,7 +52,9 @@ class BlockFacts:
 class Accuracy:
     """The metric on labelled data, in percent; drop = float - quantized, in points.
 
-    `interval_95` bounds the drop: paired bootstrap over the samples.
+    `interval_95` bounds the drop: paired bootstrap over the samples. Of top-1, `lost` and `won`
+    count the samples that only one of the two models has right, and `p_value` is McNemar's: how
+    likely counts at least as uneven are where neither is better.
     """
 
     metric: str
@@ -61,17 +63,21 @@ class Accuracy:
     drop: builtins.float
     interval_95: tuple[builtins.float, builtins.float]
     samples: int
+    lost: int | None = None
+    won: int | None = None
+    p_value: builtins.float | None = None
 
 
 @dataclass(frozen=True)
 class Fidelity:
     """Nearness to the float model: top-1 agreement in percent (None if outputs are not class
-    scores) and the outputs' signal to quantization noise ratio.
+    scores) with its 95 % interval, and the outputs' signal to quantization noise ratio.
     """
 
     agreement: float | None
     sqnr_db: float
     samples: int
+    agreement_interval_95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -204,12 +210,63 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Check:
+    """One limit of the gate.
+
+    Attributes:
+        name: max_drop, min_integer, max_size or min_speedup.
+        asked: points, a share, bytes, or times as fast as the float model.
+        found: what was measured, in the same unit; None: nothing measures it.
+        met: whether it holds.
+        told: the figure in words.
+    """
+
+    name: str
+    asked: float
+    found: float | None
+    met: bool
+    told: str
+
+
+@dataclass(frozen=True)
+class MadeData:
+    """How calibration samples were made from the model itself.
+
+    Attributes:
+        how: distilled; textures: images or noise that nothing could be distilled into; sampled:
+            token ids.
+        samples: how many.
+        steps: of distillation.
+        norms: BatchNormalizations of the file, whose statistics were matched.
+        loss_before: of distillation, in front of the first step; None without steps.
+        loss_after: likewise, at the last.
+    """
+
+    how: str
+    samples: int
+    steps: int
+    norms: int
+    loss_before: float | None
+    loss_after: float | None
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The calibration samples: what the user called them, how many; how they were made, or None."""
+
+    origin: str
+    samples: int
+    made: MadeData | None = None
+
+
+@dataclass(frozen=True)
 class Gate:
-    """What was asked for, whether it was met (None: nothing asked), and if not, why."""
+    """What was asked for, whether it was met (None: nothing asked), if not, why; limit by limit."""
 
     asked: dict[str, float]
     met: bool | None
     reason: str | None
+    checks: tuple[Check, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -303,11 +360,13 @@ class Result:
     environment: dict[str, str]
     notes: tuple[str, ...] = field(default=())
     search: SearchFacts | None = None
+    data: DataFacts | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The JSON object of `quantize` and `validate`, schema version 1."""
         return {
             **_written(self),
+            "data": asdict(self.data) if self.data else None,
             "blocks": [asdict(block) for block in self.blocks],
             "accuracy": asdict(self.accuracy) if self.accuracy else None,
             "fidelity": asdict(self.fidelity) if self.fidelity else None,

@@ -126,10 +126,15 @@ class Storage:
     def kept(self, data: Dataset) -> Dataset:
         """The data: its arrays as they are where they fit, else in files, so that they may go.
 
+        What is no array lies elsewhere already, and stays there.
+
         Raises:
             OutputError: the disk is full.
         """
-        inputs = {name: self._kept(samples[:]) for name, samples in data.inputs.items()}
+        inputs = {
+            name: self._kept(samples) if isinstance(samples, np.ndarray) else samples
+            for name, samples in data.inputs.items()
+        }
         return dataclasses.replace(data, inputs=inputs)
 
     def _kept(self, array: Array) -> Stored:

@@ -1,10 +1,13 @@
-"""Every tensor of the graph that onnxruntime really executes."""
+"""Tensors within a graph: of what onnxruntime really executes, of what is written, of constants."""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from onnxbrecq.runtime.session import Session, open_session, session_options
 
@@ -36,7 +39,16 @@ def trace(executed: onnx.ModelProto, threads: int | None = None) -> Session:
         ModelError: onnxruntime cannot load it.
     """
     made = [name for node in executed.graph.node for name in node.output if name]
-    return Session(visible(executed, made), optimize=False, threads=threads)
+    return showing(executed, made, threads)
+
+
+def showing(model: onnx.ModelProto, names: Iterable[str], threads: int | None = None) -> Session:
+    """A session that runs the nodes of `model` as written, and gives out the tensors `names` too.
+
+    Raises:
+        ModelError: onnxruntime cannot load it.
+    """
+    return Session(visible(model, names), optimize=False, threads=threads)
 
 
 def visible(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
@@ -48,3 +60,50 @@ def visible(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
         onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs
     )
     return shown
+
+
+def constants(model: onnx.ModelProto, names: Collection[str]) -> dict[str, NDArray[np.generic]]:
+    """The tensors among `names` that depend on no input, as onnxruntime computes them.
+
+    Raises:
+        ModelError: onnxruntime cannot compute them.
+    """
+    graph = model.graph
+    producer = {name: node for node in graph.node for name in node.output}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    needed: dict[str, onnx.NodeProto] = {}
+    found = [name for name in names if _constant(name, producer, tensors, needed)]
+    made = [name for name in found if name in producer]
+    nodes = list({id(node): node for node in needed.values()}.values())
+    read = {name for node in nodes for name in node.input}
+    alone = onnx.helper.make_graph(
+        nodes,
+        "constants",
+        [],
+        [onnx.ValueInfoProto(name=name) for name in made],
+        [tensors[name] for name in sorted(read & tensors.keys())],
+    )
+    proto = onnx.helper.make_model(
+        alone, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
+    values = dict(Session(proto, optimize=False, threads=1).run({})) if made else {}
+    plain = {n: numpy_helper.to_array(tensors[n]) for n in found if n not in producer}
+    return {**values, **plain}
+
+
+def _constant(
+    name: str,
+    producer: Mapping[str, onnx.NodeProto],
+    tensors: Mapping[str, onnx.TensorProto],
+    needed: dict[str, onnx.NodeProto],
+) -> bool:
+    """Whether `name` depends on no input; `needed` gets the nodes behind it, in order."""
+    node = producer.get(name)
+    if node is None:
+        return name in tensors
+    if name in needed:
+        return True
+    if not all(_constant(n, producer, tensors, needed) for n in node.input if n):
+        return False
+    needed[name] = node
+    return True

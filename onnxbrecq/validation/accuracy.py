@@ -5,6 +5,8 @@ Both models see the same samples, so the bootstrap resamples pairs. A pair contr
 counts of the three values from a multinomial distribution, which is what is done here.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,7 @@ from onnxbrecq.errors import DataError
 from onnxbrecq.report.result import Accuracy
 
 _RESAMPLES = 2000
+_NORMAL_95 = 1.959964  # standard deviations that hold 95 % of a normal distribution
 _SEED = 0  # the interval is part of a result that is the same for the same inputs
 
 
@@ -52,7 +55,36 @@ def top1_accuracy(
         drop=_percent(int(right.sum()) - int(kept.sum()), samples),
         interval_95=_interval(right, kept),
         samples=samples,
+        lost=(lost := int(np.count_nonzero(right & ~kept))),
+        won=(won := int(np.count_nonzero(~right & kept))),
+        p_value=mcnemar(lost, won),
     )
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """The two-sided exact p-value of McNemar's test, for the counts of discordant pairs.
+
+    Where neither model is better, each of them falls to either side with probability 1/2.
+    Source: McNemar, Psychometrika 1947; the exact form is the binomial sign test.
+    """
+    pairs, fewer = lost + won, min(lost, won)
+    total = math.lgamma(pairs + 1) - pairs * math.log(2)
+    tail = sum(
+        math.exp(total - math.lgamma(k + 1) - math.lgamma(pairs - k + 1)) for k in range(fewer + 1)
+    )
+    return min(1.0, 2 * tail)
+
+
+def share_interval(count: int, samples: int) -> tuple[float, float]:
+    """The 95 % interval of a share of samples, in percent (Wilson, JASA 1927).
+
+    Unlike a bootstrap it is no single point where all samples, or none, are counted.
+    """
+    share, z2 = count / samples, _NORMAL_95**2
+    centre = (share + z2 / (2 * samples)) / (1 + z2 / samples)
+    spread = math.sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
+    half = _NORMAL_95 * spread / (1 + z2 / samples)
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
 def _interval(right: NDArray[np.bool_], kept: NDArray[np.bool_]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.layers import weight_layers
 from onnxbrecq.graph.model import Model
 from onnxbrecq.report.result import ExecutedKernel, Execution, Latency
@@ -26,17 +27,33 @@ _RUNS = 5  # of which the times of nodes are taken
 Opened = Callable[[onnx.ModelProto | Path, int], Runner]  # a model, with so many threads
 
 
+def float_source(reference: Model) -> tuple[onnx.ModelProto | Path, tuple[str, ...]]:
+    """The float model as latency is measured against it, and a line if that is not its file."""
+    if reference.path is None or not reference.path.exists():
+        return reference.proto, ()
+    try:
+        Session(reference.path)
+    except ModelError as error:  # `load` forgives more than onnxruntime does
+        return reference.proto, (f"latency is against the canonical float model: {error}",)
+    return reference.path, ()
+
+
 def in_onnxruntime(
-    quantized: Path, reference: Model, data: Dataset, threads: int | None
+    quantized: Path,
+    reference: Model,
+    source: onnx.ModelProto | Path,
+    data: Dataset,
+    threads: int | None,
 ) -> Execution:
-    """By onnxruntime's CPU provider.
+    """By onnxruntime's CPU provider; latency is against `source`, the float model.
 
     Raises:
         ModelError: a model does not load or run.
     """
     ran = profile(quantized, data.part(slice(reference.file_batch or 1)), threads=1)
     kernels = integer_kernels(_layers(reference), executed(quantized))
-    latencies = _latencies(_in_onnxruntime, quantized, reference, data, threads)
+    one = reference.file_batch
+    latencies = _latencies(_in_onnxruntime, quantized, source, data, batch=one, threads=threads)
     nodes = [(node.name, node.op, node.provider, node.arithmetic, node.ms) for node in ran]
     return _execution(PROVIDER, reference, kernels, latencies, nodes)
 
@@ -52,7 +69,8 @@ def in_openvino(quantized: Path, reference: Model, data: Dataset, threads: int |
         timed.run(data.part(slice(reference.file_batch or 1)))
     ran = timed.executed()
     kernels = integer_layers(_layers(reference), ran)
-    latencies = _latencies(_in_openvino, quantized, reference, data, threads)
+    one, source = reference.file_batch, reference.proto
+    latencies = _latencies(_in_openvino, quantized, source, data, batch=one, threads=threads)
     nodes = [(node.name, node.op, openvino.PROVIDER, node.arithmetic, node.ms) for node in ran]
     return _execution(openvino.PROVIDER, reference, kernels, latencies, nodes)
 
@@ -94,20 +112,24 @@ def _execution(
 
 
 def _latencies(
-    opened: Opened, quantized: Path, reference: Model, data: Dataset, threads: int | None
+    opened: Opened,
+    quantized: Path,
+    source: onnx.ModelProto | Path,
+    data: Dataset,
+    *,
+    batch: int | None,
+    threads: int | None,
 ) -> tuple[Latency, ...]:
-    """Against the float file as it came, at batch 1 and 8, with one and all threads."""
-    one = reference.file_batch or 1
-    many = (one,) if reference.file_batch else tuple(sorted({one, min(BATCH, len(data))}))
-    source = reference.path if reference.path and reference.path.exists() else reference.proto
+    """Against the float model, at `batch` or, if any will do, 1 and 8, with one and all threads."""
+    many = (batch,) if batch else tuple(sorted({1, min(BATCH, len(data))}))
     found: list[Latency] = []
     for used in sorted({1, threads or os.cpu_count() or 1}):
-        for batch in many:
+        for size in many:
             pair = paired_latency(
                 opened(quantized, used),
                 opened(source, used),
-                data.part(slice(batch)),
+                data.part(slice(size)),
                 seconds=_SECONDS if found else 2 * _SECONDS,
             )
-            found.append(Latency(used, batch, pair.ms_a, pair.ms_b, pair.ratio, pair.interval))
+            found.append(Latency(used, size, pair.ms_a, pair.ms_b, pair.ratio, pair.interval))
     return tuple(found)

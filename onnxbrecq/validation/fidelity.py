@@ -6,7 +6,7 @@ Both models run batch by batch, and only sums and predicted classes are kept: ou
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.errors import ModelError
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.report.result import Fidelity
-from onnxbrecq.runtime.session import Session, paired_runs
+from onnxbrecq.runtime.session import Outputs, Session, paired_runs
+from onnxbrecq.validation.accuracy import share_interval
 
 # float32 has 24 significant bits: nothing nearer can be told apart, and infinity is not JSON.
 SQNR_CEILING_DB = 20 * np.log10(2.0**24)
@@ -60,9 +61,12 @@ def compare(
     data: Dataset,
     batch_size: int,
     *,
+    seen: Callable[[Outputs, Outputs], None] | None = None,
     progress: Progress = silent,
 ) -> Comparison:
     """Both models' outputs for all of `data`, reduced to sums and classes.
+
+    Whatever else is wanted of them, `seen` is shown the outputs of each run.
 
     Raises:
         DataError: there are no samples.
@@ -74,6 +78,8 @@ def compare(
     uncompared: set[str] = set()
     predictions: list[Predictions | None] = []
     for expected, actual in paired_runs(reference, quantized, data, batch_size, progress=progress):
+        if seen is not None:
+            seen(expected, actual)
         for name, value in expected.items():
             if not np.issubdtype(value.dtype, np.floating):
                 continue
@@ -99,10 +105,13 @@ def fidelity(comparison: Comparison) -> Fidelity | None:
     """Agreement and SQNR; None if no output can be compared number by number."""
     if not comparison.signal:
         return None
+    same = agreement(comparison.predictions)
+    count = round(same * comparison.samples / 100) if same is not None else 0
     return Fidelity(
-        agreement=agreement(comparison.predictions),
+        agreement=same,
         sqnr_db=sqnr_db(sum(comparison.signal.values()), sum(comparison.noise.values())),
         samples=comparison.samples,
+        agreement_interval_95=None if same is None else share_interval(count, comparison.samples),
     )
 
 

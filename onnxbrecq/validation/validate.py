@@ -25,9 +25,10 @@ from onnxbrecq.runtime.openvino import OpenVino
 from onnxbrecq.runtime.session import Session
 from onnxbrecq.validation.accuracy import top1_accuracy
 from onnxbrecq.validation.divergence import divergence
-from onnxbrecq.validation.execution import BATCH, in_onnxruntime, in_openvino
+from onnxbrecq.validation.execution import BATCH, float_source, in_onnxruntime, in_openvino
 from onnxbrecq.validation.fidelity import Comparison, compare, fidelity
-from onnxbrecq.validation.gate import joined, judge, judge_execution
+from onnxbrecq.validation.gate import Limits, judge
+from onnxbrecq.validation.metrics import Metric
 from onnxbrecq.validation.node_parity import node_parity
 from onnxbrecq.validation.parity import parity
 
@@ -54,8 +55,9 @@ def validate(
     *,
     samples: Dataset,
     labelled: Dataset | None = None,
-    max_drop: float | None = None,
-    min_integer: float | None = None,
+    metric: Metric | None = None,
+    limits: Limits | None = None,
+    size_bytes: int | None = None,
     target: str | None = None,
     threads: int | None = None,
     progress: Progress = silent,
@@ -67,8 +69,9 @@ def validate(
         reference: the float model it was made from.
         samples: calibration data; measured on only where `labelled` is None.
         labelled: evaluation data; accuracy needs its labels.
-        max_drop: the gate, in points; None: no gate.
-        min_integer: the gate, as a share of the multiply-accumulates in integer kernels.
+        metric: of accuracy on `labelled`; None: top-1, where there are labels.
+        limits: the gate; None: no gate.
+        size_bytes: of the quantized model, external data included; None: those of the file.
         target: the runtime it is for; with "openvino" it is measured there as well.
         threads: of the runtimes; latency is measured with one and with as many.
         progress: told of each batch.
@@ -82,12 +85,14 @@ def validate(
     _check_interface(quantized, optimized, floating)
     data = samples if labelled is None else labelled
     batch = reference.file_batch or BATCH
-    comparison = compare(floating, optimized, data, batch, progress=progress)
-    accuracy = _accuracy(data, comparison) if labelled is not None else None
+    seen = None if metric is None else metric.add
+    comparison = compare(floating, optimized, data, batch, seen=seen, progress=progress)
+    accuracy = metric.accuracy() if metric is not None else _accuracy(labelled, comparison)
     nearness = fidelity(comparison)
     unoptimized = Session(quantized, optimize=False, threads=threads)
     plain = parity(quantized, unoptimized, optimized, data, batch, progress=progress)
-    execution = in_onnxruntime(quantized, reference, data, threads)
+    source, as_it_came = float_source(reference)
+    execution = in_onnxruntime(quantized, reference, source, data, threads)
     some = _few(reference, data)
     nodes, parting, untraced = _traced(quantized, reference, some, threads, progress)
     others, missing = (
@@ -98,11 +103,16 @@ def validate(
         fidelity=nearness,
         execution=(execution, *others),
         parity=replace(plain, nodes=nodes, divergence=parting),
-        gate=joined(
-            judge(max_drop, accuracy, nearness),
-            *(judge_execution(min_integer, ran) for ran in (execution, *others)),
+        gate=(limits or Limits()).judge(
+            accuracy, nearness, (execution, *others), size_bytes or quantized.stat().st_size
         ),
-        notes=(*_notes(comparison, labelled), *untraced, *missing, *_slow(execution)),
+        notes=(
+            *_notes(comparison, labelled, metric),
+            *as_it_came,
+            *untraced,
+            *missing,
+            *_slow(execution),
+        ),
     )
 
 
@@ -112,15 +122,17 @@ def measure(
     *,
     samples: Dataset,
     labelled: Dataset | None = None,
+    metric: Metric | None = None,
     max_drop: float | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> tuple[Accuracy | None, Fidelity | None, Gate]:
     """Accuracy, fidelity and their gate alone, of a model in memory; otherwise as `validate`."""
     data = samples if labelled is None else labelled
-    floating, made = (Session(proto, threads=threads) for proto in (reference.proto, quantized))
-    comparison = compare(floating, made, data, reference.file_batch or BATCH, progress=progress)
-    accuracy = _accuracy(data, comparison) if labelled is not None else None
+    floating, made = (Session(model, threads=threads) for model in (reference.proto, quantized))
+    seen, batch = None if metric is None else metric.add, reference.file_batch or BATCH
+    comparison = compare(floating, made, data, batch, seen=seen, progress=progress)
+    accuracy = metric.accuracy() if metric is not None else _accuracy(labelled, comparison)
     nearness = fidelity(comparison)
     return accuracy, nearness, judge(max_drop, accuracy, nearness)
 
@@ -137,10 +149,10 @@ def _check_interface(path: Path, quantized: Session, floating: Session) -> None:
             )
 
 
-def _accuracy(data: Dataset, comparison: Comparison) -> Accuracy | None:
+def _accuracy(data: Dataset | None, comparison: Comparison) -> Accuracy | None:
     """Top-1 accuracy, or None without labels or class scores."""
     found = comparison.predictions
-    if data.labels is None or found is None:
+    if data is None or data.labels is None or found is None:
         return None
     return top1_accuracy(data.labels, found.reference, found.quantized, found.classes)
 
@@ -216,12 +228,14 @@ def _beside(
     return (replace(found, parity=apart),), ()
 
 
-def _notes(comparison: Comparison, labelled: Dataset | None) -> tuple[str, ...]:
+def _notes(
+    comparison: Comparison, labelled: Dataset | None, metric: Metric | None
+) -> tuple[str, ...]:
     notes = [
         f"output {name!r} has another shape in the quantized model for some samples: not compared"
         for name in comparison.uncompared
     ]
     has_labels = labelled is not None and labelled.labels is not None
-    if has_labels and comparison.predictions is None:
+    if metric is None and has_labels and comparison.predictions is None:
         notes.append("the first output does not hold class scores [N, C]: labels were not used")
     return tuple(notes)

@@ -3,12 +3,16 @@
     python tests/benchmarks/emission.py --data DIR --models resnet20,squeezenet --output DIR
 
 Models and data are those of `real_models.py`. Each model is quantized with effort `fast` on a few
-samples: neither kernels nor sizes depend on how well it was learned. Columns:
+samples: neither kernels nor sizes depend on how well it was learned. With `--target openvino`, and
+the package openvino installed, it is run there as well. Columns:
 
     integer_macs    share of the weight layers' multiply-accumulates in integer kernels
     to_float        latency, in terms of the float file's; batch 1, one thread, runs in turn
     to_static       in terms of what onnxruntime's `quantize_static` makes of the model at W8A8
     float_95, static_95     where these two lie with 95 % confidence
+    agreement       top-1, of an optimised session with an unoptimised one, in percent
+    openvino        top-1, of OpenVINO with an optimised session of onnxruntime
+    parts_at        the node from which on OpenVINO differs, and by how many steps there
     to_bound        file size, in terms of the bound below; at most 1 is wanted
 
     bound = 1.03 (sum of bits * weights / 8 + 4 * (biases and scales) + graph without constants)
@@ -18,7 +22,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,13 +35,15 @@ from rows import Row
 import onnxbrecq
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.load import load
-from onnxbrecq.report.result import LayerFacts
+from onnxbrecq.recipe import TARGETS
+from onnxbrecq.report.result import Execution, LayerFacts
 from onnxbrecq.runtime.doctor import environment
 from onnxbrecq.runtime.latency import PairedLatency, paired_latency
 from onnxbrecq.runtime.session import Session
 
 _COLUMNS = {"model": "{}", "setting": "{}", "loads": "{}", "integer_macs": "{:.3f}",
             "to_float": "{:.2f}", "float_95": "{}", "to_static": "{:.2f}", "static_95": "{}",
+            "agreement": "{:.1f}", "openvino": "{:.1f}", "parts_at": "{}",
             "bytes": "{}", "to_bound": "{:.3f}"}  # fmt: skip
 _CLASSIFIERS = tuple(name for name in subjects.SUBJECTS if name != "nanodet")
 _SLACK = 1.03
@@ -49,13 +55,14 @@ class Job:
 
     model: str
     setting: str
+    target: str | None
     samples: int
     seconds: float
     threads: int
 
     def columns(self) -> Row:
         """What tells the row from all others."""
-        return {name: getattr(self, name) for name in ("model", "setting", "samples")}
+        return {name: getattr(self, name) for name in ("model", "setting", "target", "samples")}
 
     def quantized(self, method: str, setting: str) -> real_models.Job:
         """The same model by a method of `real_models.py`."""
@@ -73,7 +80,7 @@ def make(job: Job, root: Path) -> Row:
     feed = seen.part(slice(model.file_batch or 1))
     with tempfile.TemporaryDirectory() as folder:
         ours, static = Path(folder) / "ours.onnx", Path(folder) / "static.onnx"
-        recipe = job.quantized("onnxbrecq", job.setting).recipe()
+        recipe = replace(job.quantized("onnxbrecq", job.setting).recipe(), target=job.target)
         result = onnxbrecq.quantize(source, seen, recipe, output=ours)
         real_models.quantize_static(job.quantized("onnxruntime", "W8A8"), source, seen, static)
         try:
@@ -95,10 +102,22 @@ def make(job: Job, root: Path) -> Row:
         "float_95": _interval(to_float),
         "to_static": to_static.ratio,
         "static_95": _interval(to_static),
+        "agreement": result.parity.agreement,
+        **_elsewhere(result.execution),
         "bytes": size,
         "to_bound": size / bound,
         "environment": environment(),
     }
+
+
+def _elsewhere(execution: Sequence[Execution]) -> Row:
+    """How far another runtime is from onnxruntime, where it was tried."""
+    found = next((ran.parity for ran in execution if ran.parity is not None), None)
+    if found is None:
+        return {}
+    first = found.divergence.first if found.divergence is not None else None
+    where = None if first is None else f"{first.name}: {first.max_steps}"
+    return {"openvino": found.agreement, "parts_at": where}
 
 
 def _bound(proto: onnx.ModelProto, layers: Sequence[LayerFacts]) -> float:
@@ -143,11 +162,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("ONNXBRECQ_BENCH_DATA", "."))
     parser.add_argument("--models", default=",".join(_CLASSIFIERS))
     parser.add_argument("--settings", default="W8A8,W4A8,W2A8,W4A4,W2A4")
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--target", choices=TARGETS, help="default: as `quantize` chooses it")
+    parser.add_argument("--samples", type=int, default=128, help="for `agreement`, at most 128")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each latency")
     given = rows.arguments(parser)
     jobs = [
-        Job(model, setting, given.samples, given.seconds, given.threads)
+        Job(model, setting, given.target, given.samples, given.seconds, given.threads)
         for model in given.models.split(",")
         for setting in given.settings.split(",")
     ]

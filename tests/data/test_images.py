@@ -1,5 +1,7 @@
 """Pillow and numpy are the oracles: what a lossless image holds is known exactly."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ def picture(path: Path, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def decoded(path: Path, preprocess: Preprocess, dtype: np.dtype = FLOAT) -> np.ndarray:
-    return decode_all([path], preprocess, dtype, "here")[0]
+    return decode_all([path], preprocess, dtype, "here")[:][0]
 
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
@@ -75,11 +77,76 @@ def test_the_crop_is_from_the_middle(tmp_path: Path) -> None:
     assert np.array_equal(decoded(tmp_path / "a.png", preprocess, UINT8), pixels[3:7, 3:9])
 
 
+@pytest.mark.parametrize(
+    ("size", "inside"),
+    [((10, 20), (slice(5, 15), slice(0, 20))), ((40, 20), (slice(0, 20), slice(5, 15)))],
+    ids=["wide", "high"],
+)
+def test_a_letterbox_keeps_proportions(
+    tmp_path: Path, size: tuple[int, int], inside: tuple[slice, slice]
+) -> None:
+    picture(tmp_path / "a.png", *size)
+    box = Preprocess(letterbox=(20, 20), fill=114, scale=1, layout="NHWC")
+    found = decoded(tmp_path / "a.png", box, UINT8)
+    high, wide = (part.stop - part.start for part in inside)
+    with Image.open(tmp_path / "a.png") as file:
+        wanted = file.resize((wide, high), Image.Resampling.BILINEAR)
+    assert np.array_equal(found[inside], np.asarray(wanted))
+    found[inside] = 114
+    assert (found == 114).all()
+
+
+def test_a_nameless_file_holds_the_pixels(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 4, 4)
+    (tmp_path / "files").mkdir()
+    found = decode_all([tmp_path / "a.png"], PLAIN, FLOAT, "here", folder=tmp_path / "files")
+    assert found.shape == (1, 3, 4, 4)
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    picture(tmp_path / "a.png", 4, 4)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(DataError, match=r"decoded images cannot be written \(No space left"):
+        decode_all([tmp_path / "a.png"], PLAIN, FLOAT, "here")
+
+
+IMAGENET = Preprocess.preset("imagenet")
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "wanted", "says"),
+    [
+        (IMAGENET, (1, 3, 299, 299),
+         r"set resize_short = 342 and center_crop = \[299, 299\] in \[data.preprocess\]"),
+        (IMAGENET, (None, 224, 224, 3), 'set layout = "NHWC" in'),
+        (Preprocess.preset("tf"), (None, 3, 192, 192),
+         r'set layout = "NCHW" and resize_short = 219 and center_crop = \[192, 192\]'),
+        (Preprocess.preset("letterbox"), (1, 3, 416, None), r"set letterbox = \[416, 640\]"),
+        (Preprocess(), (None, 3, 32, 32), r"set resize = \[32, 32\]"),
+        (IMAGENET, (None, 1, 28, 28), "three channels: give an .npz"),
+        (IMAGENET, (None, 150528), "three dimensions: give an .npz"),
+    ],
+    ids=["size", "layout", "both", "box", "no-size", "grey", "flat"],
+)  # fmt: skip
+def test_what_would_make_images_fit_is_said(
+    tmp_path: Path, preprocess: Preprocess, wanted: tuple[int | None, ...], says: str
+) -> None:
+    picture(tmp_path / "a.png", 300, 400)
+    with pytest.raises(DataError, match=f"^here: a.png becomes .*{says}"):
+        decode_all([tmp_path / "a.png"], preprocess, FLOAT, "here", wanted=wanted)
+
+
 def test_many_images_keep_their_order(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(20)]
     pixels = [picture(path, 4, 4, seed) for seed, path in enumerate(paths)]
     found = decode_all(paths, Preprocess(scale=1, layout="NHWC"), UINT8, "here")
-    assert np.array_equal(found, np.stack(pixels))
+    assert np.array_equal(found[:], np.stack(pixels))
+    assert np.array_equal(found[np.array([7, 2])], np.stack([pixels[7], pixels[2]]))
+    assert np.array_equal(found[3:5], np.stack(pixels[3:5]))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
@@ -124,7 +191,7 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 def test_images_of_two_sizes(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 4, 4)
     picture(tmp_path / "b.png", 4, 5)
-    with pytest.raises(DataError, match=r"b\.png: comes out as \[3, 4, 5\], but a\.png as"):
+    with pytest.raises(DataError, match=r"b\.png: comes out as 5x4, but a\.png as 4x4"):
         decode_all([tmp_path / "a.png", tmp_path / "b.png"], PLAIN, FLOAT, "here")
 
 

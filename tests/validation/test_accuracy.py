@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 
 from onnxbrecq.errors import DataError
-from onnxbrecq.validation.accuracy import top1_accuracy
+from onnxbrecq.validation.accuracy import mcnemar, share_interval, top1_accuracy
 
 
 def test_accuracies_by_hand() -> None:
@@ -12,6 +14,36 @@ def test_accuracies_by_hand() -> None:
     found = top1_accuracy(labels, floating, quantized, 3)
     assert (found.float, found.quantized, found.drop) == (75.0, 62.5, 12.5)
     assert (found.metric, found.samples) == ("top-1", 8)
+    assert (found.lost, found.won, found.p_value) == (2, 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "value"),
+    [
+        (0, 0, 1.0),
+        (5, 5, 1.0),
+        (5, 0, 2 / 2**5),
+        (1, 9, 2 * (1 + 10) / 2**10),
+        (8, 2, 2 * (1 + 10 + 45) / 2**10),
+    ],
+)
+def test_mcnemar_by_hand(lost: int, won: int, value: float) -> None:
+    assert mcnemar(lost, won) == pytest.approx(value)
+
+
+def test_mcnemar_of_many_pairs_is_the_normal_approximation() -> None:
+    """With continuity correction its error is of the order 1 / pairs."""
+    z = (10_200 - 9_800 - 1) / 20_000**0.5
+    assert mcnemar(10_200, 9_800) == pytest.approx(math.erfc(z / 2**0.5), rel=1e-3)
+
+
+def test_interval_of_a_share() -> None:
+    """Wilson's, of 9 in 10: from its quadratic (p - 0.9)^2 = z^2 p (1 - p) / 10."""
+    for bound in share_interval(9, 10):
+        p = bound / 100
+        assert (p - 0.9) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / 10)
+    low, high = share_interval(100, 100)
+    assert (low < 97, high) == (True, 100.0)
 
 
 def test_interval_is_that_of_a_paired_bootstrap() -> None:

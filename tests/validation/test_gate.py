@@ -1,7 +1,15 @@
 import pytest
 
-from onnxbrecq.report.result import Accuracy, Execution, Fidelity, Gate
-from onnxbrecq.validation.gate import joined, judge, judge_execution
+from onnxbrecq.recipe import Recipe
+from onnxbrecq.report.result import Accuracy, Execution, Fidelity, Gate, Latency
+from onnxbrecq.validation.gate import (
+    Limits,
+    joined,
+    judge,
+    judge_execution,
+    judge_size,
+    judge_speed,
+)
 
 
 def accuracy(drop: float) -> Accuracy:
@@ -60,10 +68,10 @@ def test_layers_that_run_in_float_are_named() -> None:
     assert (found.asked, found.met) == ({"min_integer": 0.99}, False)
     assert found.reason is not None
     assert "0.9000 of the multiply-accumulates" in found.reason
-    assert found.reason.endswith("in float: conv1, head")
+    assert "in float: conv1, head; at least 0.99 was asked for" in found.reason
     many = judge_execution(1.0, _execution(0.0, *(f"n{i}" for i in range(10))))
     assert many.reason is not None
-    assert many.reason.endswith("n7 and 2 more")
+    assert "n7 and 2 more;" in many.reason
 
 
 def test_what_runs_in_integers_passes() -> None:
@@ -79,3 +87,33 @@ def test_all_that_was_asked_for_must_hold() -> None:
     assert joined(runs, lost).reason == lost.reason
     assert joined(runs, judge(None, None, None)).met is True
     assert joined(judge(None, None, None)) == Gate({}, None, None)
+
+
+def test_a_size_that_is_too_large() -> None:
+    found = judge_size(1000, 1001)
+    assert (found.met, found.asked) == (False, {"max_size": 1000})
+    assert found.reason == "the quantized model takes 1,001 bytes; at most 1,000 was asked for"
+    assert judge_size(1000, 1000).met is True
+    assert judge_size(None, 10**9).met is None
+
+
+def test_a_model_that_is_too_slow() -> None:
+    latency = Latency(1, 1, 2.0, 3.0, 1.5, (1.4, 1.6))
+    fast = Execution("CPU", True, 1.0, (), 2.0, 3.0, 1.5, (latency,))
+    assert judge_speed(1.5, fast).met is True
+    reason = judge_speed(1.6, fast).reason
+    assert reason is not None
+    assert "1.50 times as fast as the float model" in reason
+    assert "(95 %: 1.40 to 1.60); at least 1.6 was asked for" in reason
+    assert judge_speed(1.0, _execution(1.0)).met is False  # nothing was measured
+    assert judge_speed(None, fast).met is None
+
+
+def test_limits_of_a_recipe() -> None:
+    recipe = Recipe(max_drop=1.0, min_integer=0.9, max_size="12.5%", min_speedup=1.2)
+    assert Limits.of(recipe, 4000) == Limits(1.0, 0.9, 500.0, 1.2)
+    assert Limits.of(Recipe(max_size="3MB"), 1).max_size == 3e6
+    assert Limits.of(Recipe(), 1) == Limits()
+    found = Limits.of(recipe, 4000).judge(accuracy(0.5), None, [_execution(1.0)], 400)
+    assert [check.met for check in found.checks] == [True, True, True, False]
+    assert found.met is False

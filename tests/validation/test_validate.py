@@ -10,6 +10,7 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.model import Model
 from onnxbrecq.report.result import ExecutedKernel, Execution, Latency
+from onnxbrecq.validation.gate import Limits
 from onnxbrecq.validation.validate import Validation, _slow, validate
 
 
@@ -24,7 +25,12 @@ def labelled(samples: Dataset, weight: np.ndarray) -> Dataset:
 @pytest.fixture
 def found(quantized: Path, reference: Model, samples: Dataset, labelled: Dataset) -> Validation:
     return validate(
-        quantized, reference, samples=samples, labelled=labelled, max_drop=50.0, threads=1
+        quantized,
+        reference,
+        samples=samples,
+        labelled=labelled,
+        limits=Limits(max_drop=50.0),
+        threads=1,
     )
 
 
@@ -91,7 +97,7 @@ def test_parity_and_gate_are_there(found: Validation) -> None:
 def test_without_labels_the_gate_judges_agreement(
     quantized: Path, reference: Model, samples: Dataset
 ) -> None:
-    found = validate(quantized, reference, samples=samples, max_drop=0.0, threads=1)
+    found = validate(quantized, reference, samples=samples, limits=Limits(max_drop=0.0), threads=1)
     assert found.accuracy is None
     assert found.fidelity is not None
     assert found.fidelity.samples == 40
@@ -107,7 +113,7 @@ def test_a_float_copy_is_exact_and_has_no_integer_kernels(
         replace(reference, files=(tmp_path / "copy.onnx",)),
         samples=samples,
         labelled=labelled,
-        max_drop=0.0,
+        limits=Limits(max_drop=0.0),
         threads=1,
     )
     assert found.accuracy is not None
@@ -171,7 +177,12 @@ def test_labels_without_class_scores_are_noted(tmp_path: Path, samples: Dataset)
     onnx.save(proto, tmp_path / "image.onnx")
     model = Model(proto, (tuple(graph.input), tuple(graph.output)), batched=True)
     found = validate(
-        tmp_path / "image.onnx", model, samples=samples, labelled=samples, max_drop=1, threads=1
+        tmp_path / "image.onnx",
+        model,
+        samples=samples,
+        labelled=samples,
+        limits=Limits(max_drop=1),
+        threads=1,
     )
     assert found.accuracy is None
     assert "labels were not used" in found.notes[0]

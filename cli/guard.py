@@ -1,0 +1,56 @@
+"""The program `onnxbrecq` with a guard: whatever ends it, somebody is left to say so in one line.
+
+A file from anywhere may crash native code (onnx 1.23 aborts on a Slice of a negative dimension),
+and a system short of memory kills without asking. So the work is done in a child, and its parent,
+which has loaded nothing, waits: it hands signals on, and tells of a death that the child could not.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+from .command import FAILED, INTERRUPTED, say
+from .main import main as program
+
+_HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+def main() -> int:
+    """The exit status of the program, run with the arguments of the process."""
+    if sys.platform != "linux":
+        return program()
+    parent = os.getpid()
+    child = os.fork()
+    if not child:
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        return FAILED if os.getppid() != parent else program()
+    for number in _HANDED_ON:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda received, _frame: os.kill(child, received))
+    return _told(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def _told(status: int) -> int:
+    """The exit status after the child's; negative: what killed it, which is told."""
+    if status >= 0:
+        return status
+    if -status in _HANDED_ON:
+        say("interrupted")
+        return INTERRUPTED
+    if -status == signal.SIGKILL:
+        say(
+            "killed, by the system for want of memory or by somebody: --max-memory and fewer "
+            "samples take less; what was finished is kept, the same command goes on from there"
+        )
+    else:
+        say(
+            f"the model crashes native code of onnx, onnxruntime or torch "
+            f"({signal.Signals(-status).name}); export it again, or report it with the model"
+        )
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What the tensors of an untrusted file may not be: every name is text, every type is known, and a
+constant holds as many bytes as its type and dimensions say.
+
+So whatever is allocated for a constant later is no larger than what was read.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.constants import Constants
+from onnxbrecq.graph.model import graphs, tensors
+
+_PACKED = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}  # bits of an element
+_PAIRS = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)  # two numbers in the typed field
+_MOST_SPARSE = 1 << 32  # elements that a sparse constant may stand for
+
+Values = Iterable[onnx.ValueInfoProto]
+
+
+def check_tensors(proto: onnx.ModelProto, constants: Constants, where: str) -> None:
+    """Refuses constants and types that are not what they say.
+
+    Raises:
+        ModelError: names the tensor.
+    """
+    for graph in graphs(proto.graph):
+        _check_texts(graph, where)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            _check_type(value, where)
+        for sparse in graph.sparse_initializer:
+            _check_sparse(sparse, where)
+    outer = len(proto.graph.initializer)  # the first that `tensors` gives
+    for i, tensor in enumerate(tensors(proto.graph)):
+        if i >= outer or tensor.name not in constants:
+            check_size(tensor, where)
+    for tensor in constants.values():
+        check_size(tensor, where)
+
+
+def item_bits(tensor: TensorProto, where: str) -> int:
+    """How many bits an element of the tensor takes in a file.
+
+    Raises:
+        ModelError: its type is unknown.
+    """
+    if not _is_known(tensor.data_type):
+        raise ModelError(
+            f"{where}: tensor {tensor.name!r} has the unknown type {tensor.data_type}; export the "
+            "model again"
+        )
+    kind = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return _PACKED.get(TensorProto.DataType.Name(tensor.data_type), int(kind.itemsize) * 8)
+
+
+def check_size(tensor: TensorProto, where: str) -> None:
+    """Refuses a tensor that holds more or less than it declares.
+
+    Raises:
+        ModelError: names it.
+    """
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelError(f"{where}: tensor {tensor.name!r} has a negative dimension")
+    count, bits = math.prod(tensor.dims), item_bits(tensor, where)
+    field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    if tensor.HasField("raw_data"):
+        held, wanted, unit = len(tensor.raw_data), -(-count * bits // 8), "bytes"
+        if tensor.data_type == TensorProto.STRING:
+            wanted = -1  # text is never raw
+    else:
+        held, unit = len(getattr(tensor, field)), "values"
+        wanted = 2 * count if tensor.data_type in _PAIRS else -(-count // max(8 // bits, 1))
+    if held != wanted:
+        raise ModelError(
+            f"{where}: tensor {tensor.name!r} declares {count} elements of type "
+            f"{TensorProto.DataType.Name(tensor.data_type)} but holds {held} {unit}; export the "
+            "model again"
+        )
+
+
+def _check_sparse(sparse: onnx.SparseTensorProto, where: str) -> None:
+    if any(dim < 0 for dim in sparse.dims) or math.prod(sparse.dims) > _MOST_SPARSE:
+        raise ModelError(
+            f"{where}: the sparse tensor {sparse.values.name!r} has the dimensions "
+            f"{list(sparse.dims)}: it would not fit into memory; export the model again"
+        )
+
+
+def _check_type(value: onnx.ValueInfoProto, where: str) -> None:
+    kind = value.type.tensor_type.elem_type
+    if value.type.HasField("tensor_type") and kind and not _is_known(kind):
+        raise ModelError(
+            f"{where}: {value.name!r} has the unknown type {kind}; export the model again"
+        )
+
+
+def _is_known(kind: int) -> bool:
+    return bool(kind) and kind in TensorProto.DataType.values()
+
+
+def _check_texts(graph: onnx.GraphProto, where: str) -> None:
+    """Refuses names that are no text: protobuf hands them out as bytes."""
+    for node in graph.node:
+        texts = (node.name, node.op_type, node.domain, *node.input, *node.output)
+        _check_text((*texts, *(item.name for item in node.attribute)), where)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        dims = value.type.tensor_type.shape.dim
+        _check_text((value.name, *(dim.dim_param for dim in dims)), where)
+    _check_text((tensor.name for tensor in graph.initializer), where)
+
+
+def _check_text(texts: Iterable[str | bytes], where: str) -> None:
+    for text in texts:
+        if isinstance(text, bytes):
+            raise ModelError(
+                f"{where}: the name {text!r} is not UTF-8; the file is damaged: copy or export it "
+                "again"
+            )
