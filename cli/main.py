@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 import click
 
+from .bundle import bundle
 from .command import FAILED, INTERRUPTED, say
 from .doctor import doctor
 from .emit import emit
 from .inspect import inspect
 from .quantize import quantize
 from .validate import validate
+from .verify import verify
 
 
 @click.group(
@@ -31,6 +33,8 @@ program.add_command(quantize)
 program.add_command(inspect)
 program.add_command(validate)
 program.add_command(emit)
+program.add_command(bundle)
+program.add_command(verify)
 program.add_command(doctor)
 
 

@@ -28,6 +28,7 @@ from .command import GATE_NOT_MET, say, shown
 if TYPE_CHECKING:
     from onnxbrecq import Result
     from onnxbrecq.report.result import Accuracy, Latency
+    from onnxbrecq.runtime.verify import Check
 
 Rows = Iterator[tuple[str, str]]
 Json = Mapping[str, Any]
@@ -127,6 +128,31 @@ def inspection(found: Json, json: Path | None, *, quiet: bool) -> None:
 def diagnosis(found: Json, json: Path | None, *, quiet: bool) -> None:
     """Shows what `doctor` found out."""
     _deliver([_pairs(_doctor_rows(found))], found, json, quiet=quiet)
+
+
+def bundled(found: Json, json: Path | None, *, quiet: bool) -> None:
+    """Shows what `bundle` wrote."""
+    _deliver([_pairs(_bundle_rows(found))], found, json, quiet=quiet)
+
+
+def verified(folder: str, checks: "Sequence[Check]", json: Path | None, *, quiet: bool) -> None:
+    """Shows what `verify` looked at."""
+    rows = [("ok" if c.met else "FAIL", f"{c.what}: {c.told}") for c in checks]
+    found = {
+        "schema_version": 1,
+        "folder": folder,
+        "met": all(check.met for check in checks),
+        "checks": [check._asdict() for check in checks],
+    }
+    _deliver([_pairs(iter(rows))], found, json, quiet=quiet)
+
+
+def leave_by_checks(ctx: click.Context, checks: "Sequence[Check]") -> None:
+    """Ends the command with status 3 if a bundle does not hold, naming what differs."""
+    missed = [f"{check.what}: {check.told}" for check in checks if not check.met]
+    if missed:
+        say(f"the bundle does not hold: {'; '.join(missed)}")
+        ctx.exit(GATE_NOT_MET)
 
 
 def leave_by_gate(ctx: click.Context, found: "Result") -> None:
@@ -260,6 +286,26 @@ def _emission_rows(found: Json) -> Rows:
     yield "output", found["output"]["path"]
     for note in found["notes"]:
         yield "note", note
+
+
+def _bundle_rows(found: Json) -> Rows:
+    samples, integer = found["samples"], found["integer"]
+    yield "bundle", found["folder"]
+    yield "model", f"{found['model']['file']}, target {found['target'] or 'unknown'}"
+    yield "samples", f"{samples['count']} of {samples['origin']}"
+    yield (
+        "promised",
+        f"{100 * integer['macs_fraction']:.1f} % of the MACs in integer kernels of "
+        f"{found['provider']}",
+    )
+    for output in samples["outputs"]:
+        told = (
+            f"not compared: {output['note']}"
+            if output["tolerance_steps"] is None
+            else f"within {output['tolerance_steps']:g} steps of {output['step']:.4g}"
+        )
+        yield "output", f"{output['name']}: {told}"
+    yield "check", f"python {found['folder']}/verify.py"
 
 
 def _quality_rows(found: "Result") -> Rows:

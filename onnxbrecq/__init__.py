@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from onnxbrecq.bundle import Bundle, bundle
     from onnxbrecq.data.dataset import Dataset
     from onnxbrecq.emission import emit_plan
     from onnxbrecq.errors import (
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from onnxbrecq.report.markdown import as_markdown
     from onnxbrecq.report.result import Emission, Result
     from onnxbrecq.runtime.doctor import doctor
+    from onnxbrecq.runtime.verify import verify
 
     __version__: str
 
 __all__ = [
     "TARGETS",
+    "Bundle",
     "DataError",
     "Dataset",
     "Emission",
@@ -52,14 +55,17 @@ __all__ = [
     "__version__",
     "as_junit",
     "as_markdown",
+    "bundle",
     "doctor",
     "emit_plan",
     "inspect",
     "quantize",
     "validate",
+    "verify",
 ]
 
 _HOMES = {
+    "Bundle": "onnxbrecq.bundle",
     "DataError": "onnxbrecq.errors",
     "Dataset": "onnxbrecq.data.dataset",
     "Emission": "onnxbrecq.report.result",
@@ -77,11 +83,13 @@ _HOMES = {
     "TARGETS": "onnxbrecq.recipe",
     "as_junit": "onnxbrecq.report.junit",
     "as_markdown": "onnxbrecq.report.markdown",
+    "bundle": "onnxbrecq.bundle",
     "doctor": "onnxbrecq.runtime.doctor",
     "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",
     "quantize": "onnxbrecq.pipeline",
     "validate": "onnxbrecq.pipeline",
+    "verify": "onnxbrecq.runtime.verify",
 }
 
 
