@@ -11,7 +11,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnxbrecq.bundle import Bundle, bundle
     from onnxbrecq.data.dataset import Dataset
     from onnxbrecq.emission import emit_plan
     from onnxbrecq.errors import (
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
         RecipeError,
     )
     from onnxbrecq.graph.inspection import inspect
+    from onnxbrecq.handover import Bundle, bundle
     from onnxbrecq.pipeline import quantize, validate
     from onnxbrecq.plan import QuantPlan
     from onnxbrecq.recipe import TARGETS, Preprocess, Recipe, Reconstruction
@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Bundle": "onnxbrecq.bundle",
+    "Bundle": "onnxbrecq.handover",
     "DataError": "onnxbrecq.errors",
     "Dataset": "onnxbrecq.data.dataset",
     "Emission": "onnxbrecq.report.result",
@@ -83,7 +83,7 @@ _HOMES = {
     "TARGETS": "onnxbrecq.recipe",
     "as_junit": "onnxbrecq.report.junit",
     "as_markdown": "onnxbrecq.report.markdown",
-    "bundle": "onnxbrecq.bundle",
+    "bundle": "onnxbrecq.handover",
     "doctor": "onnxbrecq.runtime.doctor",
     "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",

@@ -25,6 +25,12 @@ from onnxbrecq.graph.model import Model, tensors
 from onnxbrecq.graph.normalise import normalise
 from onnxbrecq.graph.wire import read_apart
 
+# Types of which a byte holds several values.
+_PACKED_BITS: Mapping[int, int] = {
+    **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1), 4),
+    **dict.fromkeys((TensorProto.INT2, TensorProto.UINT2), 2),
+}
+
 
 def load(path: Path) -> Model:
     """The canonical model of the file at `path`.
@@ -148,7 +154,7 @@ def _edit_external(tensor: TensorProto, path: Path) -> None:
             "copy it beside the model"
         )
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    needed = math.prod(tensor.dims) * _item_bits(tensor) // 8
+    needed = -(-math.prod(tensor.dims) * _item_bits(tensor) // 8)
     offset, length = (_count(path, tensor, entries, key) for key in ("offset", "length"))
     if length not in (None, needed) or (offset or 0) + needed > file.stat().st_size:
         raise ModelError(
@@ -172,6 +178,8 @@ def _count(path: Path, tensor: TensorProto, entries: Mapping[str, str], key: str
 
 
 def _item_bits(tensor: TensorProto) -> int:
+    if tensor.data_type in _PACKED_BITS:
+        return _PACKED_BITS[tensor.data_type]
     try:
         return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize) * 8
     except (KeyError, TypeError, ValueError) as error:
