@@ -7,6 +7,7 @@ import click
 
 from .bundle import bundle
 from .command import FAILED, INTERRUPTED, say
+from .compare import compare
 from .doctor import doctor
 from .emit import emit
 from .inspect import inspect
@@ -33,6 +34,7 @@ program.add_command(quantize)
 program.add_command(inspect)
 program.add_command(validate)
 program.add_command(emit)
+program.add_command(compare)
 program.add_command(bundle)
 program.add_command(verify)
 program.add_command(doctor)

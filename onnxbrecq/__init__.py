@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from onnxbrecq.comparison import compare
     from onnxbrecq.data.dataset import Dataset
     from onnxbrecq.emission import emit_plan
     from onnxbrecq.errors import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from onnxbrecq.pipeline import quantize, validate
     from onnxbrecq.plan import QuantPlan
     from onnxbrecq.recipe import TARGETS, Preprocess, Recipe, Reconstruction
+    from onnxbrecq.report.comparison import Comparison
     from onnxbrecq.report.junit import as_junit
     from onnxbrecq.report.markdown import as_markdown
     from onnxbrecq.report.result import Emission, Result
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TARGETS",
     "Bundle",
+    "Comparison",
     "DataError",
     "Dataset",
     "Emission",
@@ -56,6 +59,7 @@ __all__ = [
     "as_junit",
     "as_markdown",
     "bundle",
+    "compare",
     "doctor",
     "emit_plan",
     "inspect",
@@ -66,6 +70,7 @@ __all__ = [
 
 _HOMES = {
     "Bundle": "onnxbrecq.handover",
+    "Comparison": "onnxbrecq.report.comparison",
     "DataError": "onnxbrecq.errors",
     "Dataset": "onnxbrecq.data.dataset",
     "Emission": "onnxbrecq.report.result",
@@ -84,6 +89,7 @@ _HOMES = {
     "as_junit": "onnxbrecq.report.junit",
     "as_markdown": "onnxbrecq.report.markdown",
     "bundle": "onnxbrecq.handover",
+    "compare": "onnxbrecq.comparison",
     "doctor": "onnxbrecq.runtime.doctor",
     "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",

@@ -82,12 +82,12 @@ def validate(
     """
     optimized = Session(quantized, threads=threads)
     floating = Session(reference.proto, threads=threads)
-    _check_interface(quantized, optimized, floating)
+    check_interface(quantized, optimized, floating)
     data = samples if labelled is None else labelled
     batch = reference.file_batch or _BATCH
     seen = None if metric is None else metric.add
     comparison = compare(floating, optimized, data, batch, seen=seen, progress=progress)
-    accuracy = metric.accuracy() if metric is not None else _accuracy(labelled, comparison)
+    accuracy = metric.accuracy() if metric is not None else top1(labelled, comparison)
     nearness = fidelity(comparison)
     plain = parity(quantized, optimized, data, batch, threads=threads, progress=progress)
     execution = _execution(quantized, reference, data, threads or os.cpu_count() or 1)
@@ -104,7 +104,12 @@ def validate(
     )
 
 
-def _check_interface(path: Path, quantized: Session, floating: Session) -> None:
+def check_interface(path: Path, quantized: Session, floating: Session) -> None:
+    """Refuses a model that does not take and give what the float model does.
+
+    Raises:
+        ModelError: names what differs.
+    """
     for kind, found, wanted in (
         ("inputs", quantized.inputs, floating.inputs),
         ("outputs", quantized.outputs, floating.outputs),
@@ -116,7 +121,7 @@ def _check_interface(path: Path, quantized: Session, floating: Session) -> None:
             )
 
 
-def _accuracy(data: Dataset | None, comparison: Comparison) -> Accuracy | None:
+def top1(data: Dataset | None, comparison: Comparison) -> Accuracy | None:
     """Top-1 accuracy, or None without labels or class scores."""
     found = comparison.predictions
     if data is None or data.labels is None or found is None:
