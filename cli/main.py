@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import click
 
+from .bundle import bundle
 from .command import FAILED, INTERRUPTED, interruptible, say
+from .compare import compare
 from .doctor import doctor
 from .emit import emit
 from .inspect import inspect
@@ -13,6 +15,7 @@ from .pareto import pareto
 from .quantize import quantize
 from .sensitivity import sensitivity
 from .validate import validate
+from .verify import verify
 
 
 @click.group(
@@ -35,6 +38,9 @@ program.add_command(validate)
 program.add_command(sensitivity)
 program.add_command(pareto)
 program.add_command(emit)
+program.add_command(compare)
+program.add_command(bundle)
+program.add_command(verify)
 program.add_command(doctor)
 
 

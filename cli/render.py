@@ -34,8 +34,9 @@ from .search_rows import (
 )
 
 if TYPE_CHECKING:
-    from onnxbrecq import Result
-    from onnxbrecq.report.result import Accuracy, Latency, Parity
+    from onnxbrecq import Comparison, Result
+    from onnxbrecq.report.result import Accuracy, Latency, LayerFacts, Parity
+    from onnxbrecq.runtime.verify import Check
 
 Rows = Iterator[tuple[str, str]]
 Json = Mapping[str, Any]
@@ -173,6 +174,38 @@ def write_html(path: Path | None, page: Callable[[], str]) -> None:
     """Writes the page, where it was asked for."""
     if path is not None:
         write_atomically(path, page().encode())
+
+
+def comparison(found: "Comparison", json: Path | None, *, quiet: bool) -> None:
+    """Shows two quantized models side by side."""
+    columns = ("layer", "operator", "bits A", "bits B", "error A", "error B", "nearer")
+    table = _section("Layers", columns, list(_compared_rows(found)))
+    _deliver([_pairs(_side_rows(found)), *table], found.as_json(), json, quiet=quiet)
+
+
+def bundled(found: Json, json: Path | None, *, quiet: bool) -> None:
+    """Shows what `bundle` wrote."""
+    _deliver([_pairs(_bundle_rows(found))], found, json, quiet=quiet)
+
+
+def verified(folder: str, checks: "Sequence[Check]", json: Path | None, *, quiet: bool) -> None:
+    """Shows what `verify` looked at."""
+    rows = [("ok" if c.met else "FAIL", f"{c.what}: {c.told}") for c in checks]
+    found = {
+        "schema_version": 1,
+        "folder": folder,
+        "met": all(check.met for check in checks),
+        "checks": [check._asdict() for check in checks],
+    }
+    _deliver([_pairs(iter(rows))], found, json, quiet=quiet)
+
+
+def leave_by_checks(ctx: click.Context, checks: "Sequence[Check]") -> None:
+    """Ends the command with status 3 if a bundle does not hold, naming what differs."""
+    missed = [f"{check.what}: {check.told}" for check in checks if not check.met]
+    if missed:
+        say(f"the bundle does not hold: {'; '.join(missed)}")
+        ctx.exit(GATE_NOT_MET)
 
 
 def leave_by_gate(ctx: click.Context, found: "Result") -> None:
@@ -333,6 +366,75 @@ def _emission_rows(found: Json) -> Rows:
     yield "output", found["output"]["path"]
     for note in found["notes"]:
         yield "note", note
+
+
+def _side_rows(found: "Comparison") -> Rows:
+    reference = found.reference
+    yield "reference", f"{reference.path}, {_bytes(reference.size_bytes)}"
+    for name, side in (("A", found.a), ("B", found.b)):
+        yield name, f"{side.file.path}, {_bytes(side.file.size_bytes)}"
+        if side.weights_mean_bits is not None and side.activations_mean_bits is not None:
+            yield (
+                "mean bits",
+                f"weights {side.weights_mean_bits:.2f}, layer inputs "
+                f"{side.activations_mean_bits:.2f}",
+            )
+        if side.accuracy is not None:
+            yield (
+                "accuracy",
+                f"{side.accuracy.metric} {side.accuracy.float:.2f} % -> "
+                f"{side.accuracy.quantized:.2f} %, drop {side.accuracy.drop:.2f} points",
+            )
+        if side.fidelity is not None:
+            same = side.fidelity.agreement
+            agreement = "" if same is None else f"top-1 agreement {same:.2f} %, "
+            yield "fidelity", f"{agreement}SQNR {side.fidelity.sqnr_db:.1f} dB"
+    pairs = [(t.a, t.b) for t in found.tensors if t.a is not None and t.b is not None]
+    nearer = sum(a < b for a, b in pairs)
+    yield (
+        "tensors",
+        f"A is nearer to the float model in {nearer}, B in {sum(a > b for a, b in pairs)} of "
+        f"{len(pairs)} ({found.samples} samples)",
+    )
+
+
+def _compared_rows(found: "Comparison") -> Iterator[tuple[str, ...]]:
+    for first, second, tensor in found.layers():
+        a, b = (tensor.a, tensor.b) if tensor else (None, None)
+        nearer = "" if a is None or b is None or a == b else ("A" if a < b else "B")
+        yield first.name, first.op, _of_bits(first), _of_bits(second), _noise(a), _noise(b), nearer
+
+
+def _of_bits(layer: "LayerFacts") -> str:
+    weight, data = (str(b or "float") for b in (layer.weight_bits, layer.activation_bits))
+    return f"W{weight} A{data}" if weight != data or weight != "float" else "float"
+
+
+def _noise(error: float | None) -> str:
+    """A relative squared error in decibels below the signal."""
+    if error is None:
+        return ""
+    return "exact" if error <= 0 else f"{10 * math.log10(error):.1f} dB"
+
+
+def _bundle_rows(found: Json) -> Rows:
+    samples, integer = found["samples"], found["integer"]
+    yield "bundle", found["folder"]
+    yield "model", f"{found['model']['file']}, target {found['target'] or 'unknown'}"
+    yield "samples", f"{samples['count']} of {samples['origin']}"
+    yield (
+        "promised",
+        f"{100 * integer['macs_fraction']:.1f} % of the MACs in integer kernels of "
+        f"{found['provider']}",
+    )
+    for output in samples["outputs"]:
+        told = (
+            f"not compared: {output['note']}"
+            if output["tolerance_steps"] is None
+            else f"within {output['tolerance_steps']:g} steps of {output['step']:.4g}"
+        )
+        yield "output", f"{output['name']}: {told}"
+    yield "check", f"python {found['folder']}/verify.py"
 
 
 def _quality_rows(found: "Result") -> Rows:

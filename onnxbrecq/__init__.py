@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from onnxbrecq.comparison import compare
     from onnxbrecq.data.dataset import Dataset
     from onnxbrecq.emission import emit_plan
     from onnxbrecq.errors import (
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         RecipeError,
     )
     from onnxbrecq.graph.inspection import inspect
+    from onnxbrecq.handover import Bundle, bundle
     from onnxbrecq.pipeline import pareto, quantize, sensitivities, validate
     from onnxbrecq.plan import QuantPlan
     from onnxbrecq.recipe import (
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
         Recipe,
         Reconstruction,
     )
+    from onnxbrecq.report.comparison import Comparison
     from onnxbrecq.report.junit import as_junit
     from onnxbrecq.report.markdown import as_markdown
     from onnxbrecq.report.result import Emission, Result
     from onnxbrecq.runtime.doctor import doctor
+    from onnxbrecq.runtime.verify import verify
     from onnxbrecq.search.findings import Exploration, Front
 
     __version__: str
@@ -46,6 +50,8 @@ __all__ = [
     "PRESETS",
     "TARGETS",
     "Budget",
+    "Bundle",
+    "Comparison",
     "DataError",
     "Dataset",
     "Emission",
@@ -66,6 +72,8 @@ __all__ = [
     "__version__",
     "as_junit",
     "as_markdown",
+    "bundle",
+    "compare",
     "doctor",
     "emit_plan",
     "inspect",
@@ -73,10 +81,13 @@ __all__ = [
     "quantize",
     "sensitivities",
     "validate",
+    "verify",
 ]
 
 _HOMES = {
     "Budget": "onnxbrecq.recipe",
+    "Bundle": "onnxbrecq.handover",
+    "Comparison": "onnxbrecq.report.comparison",
     "DataError": "onnxbrecq.errors",
     "Dataset": "onnxbrecq.data.dataset",
     "Emission": "onnxbrecq.report.result",
@@ -98,6 +109,8 @@ _HOMES = {
     "TARGETS": "onnxbrecq.recipe",
     "as_junit": "onnxbrecq.report.junit",
     "as_markdown": "onnxbrecq.report.markdown",
+    "bundle": "onnxbrecq.handover",
+    "compare": "onnxbrecq.comparison",
     "doctor": "onnxbrecq.runtime.doctor",
     "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",
@@ -105,6 +118,7 @@ _HOMES = {
     "quantize": "onnxbrecq.pipeline",
     "sensitivities": "onnxbrecq.pipeline",
     "validate": "onnxbrecq.pipeline",
+    "verify": "onnxbrecq.runtime.verify",
 }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -65,6 +66,63 @@ def write_together(files: Mapping[Path, Iterable[bytes]]) -> None:
     finally:
         for part_path in temporary.values():
             part_path.unlink(missing_ok=True)
+
+
+def claim_folder(folder: Path, mark: str, *, force: bool) -> None:
+    """Refuses a `folder` that could not, or must not, be written when the work is done.
+
+    Args:
+        folder: to be made.
+        mark: a file that tells a folder of this kind; nothing else is ever replaced.
+        force: a folder of this kind may be replaced.
+
+    Raises:
+        OutputError: says what is in the way.
+    """
+    with _telling(folder):
+        if folder.exists() and not (folder / mark).is_file():
+            raise OutputError(f"{folder} exists already, and has no {mark}; give another path")
+        if folder.exists() and not force:
+            raise OutputError(f"{folder} exists already; pass --force to replace it")
+        if not folder.absolute().parent.is_dir():
+            raise OutputError(
+                f"{folder}: {folder.parent} is no directory; make it, or give another"
+            )
+        temporary = _temporary(folder.absolute())
+        temporary.mkdir()
+        temporary.rmdir()
+
+
+def write_folder(folder: Path, files: Mapping[str, Iterable[bytes]], *, force: bool) -> None:
+    """Writes a folder under another name, and renames it when it is whole.
+
+    Args:
+        folder: to be made.
+        files: path within it, with slashes → content.
+        force: what is there is replaced.
+
+    Raises:
+        OutputError: it cannot be written; then nothing is left behind.
+    """
+    folder = folder.absolute()
+    temporary, old = _temporary(folder), _temporary(folder)
+    try:
+        with _telling(folder):
+            temporary.mkdir()
+            for name, parts in files.items():
+                path = temporary / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("xb") as file:
+                    for part in parts:
+                        file.write(part)
+                    file.flush()
+                    os.fsync(file.fileno())
+            if force and folder.exists():
+                folder.replace(old)
+            temporary.replace(folder)
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:

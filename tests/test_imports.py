@@ -46,6 +46,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recon": (*LEAVES, "graph", "data", "recon"),
     "validation": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validation"),
     "emission": (*LEAVES, "output", "graph", "emit", "runtime", "report"),
+    "comparison": (*LEAVES, "graph", "data", "runtime", "report", "validation"),
+    "handover": (*LEAVES, "output", "graph", "data", "runtime", "validation"),
     "arising": ("errors", "graph", "data", "runtime"),
     "calibrate": (*LEAVES, "bits", "graph", "data", "emit", "runtime", "arising"),
     "forecast": (*LEAVES, "graph", "data", "runtime"),

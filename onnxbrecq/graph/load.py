@@ -25,6 +25,12 @@ from onnxbrecq.graph.model import Model, tensors
 from onnxbrecq.graph.normalise import normalise
 from onnxbrecq.graph.wire import read_apart
 
+# Types of which a byte holds several values.
+_PACKED_BITS: Mapping[int, int] = {
+    **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1), 4),
+    **dict.fromkeys((TensorProto.INT2, TensorProto.UINT2), 2),
+}
+
 
 def load(path: Path) -> Model:
     """The canonical model of the file at `path`.

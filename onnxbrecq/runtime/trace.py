@@ -107,3 +107,31 @@ def _constant(
         return False
     needed[name] = node
     return True
+
+
+def folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every tensor that depends on no input as an initializer.
+
+    Raises:
+        ModelError: onnxruntime cannot compute one.
+    """
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    producer = {name: node for node in graph.node for name in node.output}
+    needed: dict[str, onnx.NodeProto] = {}
+    made = [
+        n
+        for node in graph.node
+        for n in node.output
+        if n and _constant(n, producer, tensors, needed)
+    ]
+    gone = set(made)
+    nodes = [node for node in graph.node if not gone.intersection(node.output)]
+    read = {name for node in nodes for name in node.input} | {v.name for v in graph.output}
+    values = constants(model, sorted(gone & read))
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    del found.graph.node[:]
+    found.graph.node.extend(nodes)
+    found.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items())
+    return found

@@ -82,12 +82,12 @@ def validate(
     """
     optimized = Session(quantized, threads=threads)
     floating = Session(reference.proto, threads=threads)
-    _check_interface(quantized, optimized, floating)
+    check_interface(quantized, optimized, floating)
     data = samples if labelled is None else labelled
     batch = reference.file_batch or BATCH
     seen = None if metric is None else metric.add
     comparison = compare(floating, optimized, data, batch, seen=seen, progress=progress)
-    accuracy = metric.accuracy() if metric is not None else _accuracy(labelled, comparison)
+    accuracy = metric.accuracy() if metric is not None else top1(labelled, comparison)
     nearness = fidelity(comparison)
     unoptimized = Session(quantized, optimize=False, threads=threads)
     plain = parity(quantized, unoptimized, optimized, data, batch, progress=progress)
@@ -132,12 +132,17 @@ def measure(
     floating, made = (Session(model, threads=threads) for model in (reference.proto, quantized))
     seen, batch = None if metric is None else metric.add, reference.file_batch or BATCH
     comparison = compare(floating, made, data, batch, seen=seen, progress=progress)
-    accuracy = metric.accuracy() if metric is not None else _accuracy(labelled, comparison)
+    accuracy = metric.accuracy() if metric is not None else top1(labelled, comparison)
     nearness = fidelity(comparison)
     return accuracy, nearness, judge(max_drop, accuracy, nearness)
 
 
-def _check_interface(path: Path, quantized: Session, floating: Session) -> None:
+def check_interface(path: Path, quantized: Session, floating: Session) -> None:
+    """Refuses a model that does not take and give what the float model does.
+
+    Raises:
+        ModelError: names what differs.
+    """
     for kind, found, wanted in (
         ("inputs", quantized.inputs, floating.inputs),
         ("outputs", quantized.outputs, floating.outputs),
@@ -149,7 +154,7 @@ def _check_interface(path: Path, quantized: Session, floating: Session) -> None:
             )
 
 
-def _accuracy(data: Dataset | None, comparison: Comparison) -> Accuracy | None:
+def top1(data: Dataset | None, comparison: Comparison) -> Accuracy | None:
     """Top-1 accuracy, or None without labels or class scores."""
     found = comparison.predictions
     if data is None or data.labels is None or found is None:
