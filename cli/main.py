@@ -10,6 +10,7 @@ from .doctor import doctor
 from .emit import emit
 from .inspect import inspect
 from .quantize import quantize
+from .repair import repair
 from .validate import validate
 
 
@@ -31,6 +32,7 @@ program.add_command(quantize)
 program.add_command(inspect)
 program.add_command(validate)
 program.add_command(emit)
+program.add_command(repair)
 program.add_command(doctor)
 
 

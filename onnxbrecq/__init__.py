@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         RecipeError,
     )
     from onnxbrecq.graph.inspection import inspect
-    from onnxbrecq.pipeline import quantize, validate
+    from onnxbrecq.pipeline import quantize, repair, validate
     from onnxbrecq.plan import QuantPlan
     from onnxbrecq.recipe import PRESETS, TARGETS, Preprocess, Recipe, Reconstruction
     from onnxbrecq.report.result import Emission, Result
@@ -53,6 +53,7 @@ __all__ = [
     "emit_plan",
     "inspect",
     "quantize",
+    "repair",
     "validate",
 ]
 
@@ -77,6 +78,7 @@ _HOMES = {
     "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",
     "quantize": "onnxbrecq.pipeline",
+    "repair": "onnxbrecq.pipeline",
     "validate": "onnxbrecq.pipeline",
 }
 

@@ -48,7 +48,7 @@ def calibrate(
     tensors: dict[str, TensorQuant] = {}
     if recipe.activations is not None:
         bits = activation_bits(points, recipe)
-        values = _sample(model, list(bits), data, recipe, progress)
+        values = sampled(model, list(bits), data, recipe, progress)
         for head, width in bits.items():
             point = points.points[head]
             if not values[head].size or not np.isfinite(values[head]).all():
@@ -114,10 +114,14 @@ def _least_scale(model: Model, layer: Layer, weight: Array, data: TensorQuant | 
     return (bias / (_BIAS_ROOM * float(data.scale))).astype(np.float32)
 
 
-def _sample(
+def sampled(
     model: Model, names: list[str], data: Dataset, recipe: Recipe, progress: Progress
 ) -> Mapping[str, Array]:
-    """Values of each activation over the first samples, its extremes always among them."""
+    """Values of each activation over the first samples, its extremes always among them.
+
+    Raises:
+        DataError: one is NaN; names the tensor.
+    """
     if not names:
         return {}
     inner = [name for name in names if name not in model.inputs]

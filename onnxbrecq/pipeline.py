@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx
 
+from onnxbrecq.adoption import check_origin, recalibrated, repaired, taken_apart
 from onnxbrecq.blockwise import walk
 from onnxbrecq.calibrate import calibrate, without_range
 from onnxbrecq.data import sources
@@ -18,7 +19,7 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.data.sources import Reading
 from onnxbrecq.datafree import ORIGIN, made_data
 from onnxbrecq.emission import emitted, written
-from onnxbrecq.emit.targets import Target, permit, run_here, target_for
+from onnxbrecq.emit.targets import Target, any_file, permit, run_here, target_for
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.fork import fork
@@ -184,6 +185,78 @@ def validate(
         float_model, files, proto,
         blocks=(), validation=validation, recipe=recipe, clock=clock, notes=notes,
         data=DataFacts(samples.origin, len(samples), made),
+    )  # fmt: skip
+
+
+def repair(
+    quantized: PathLike,
+    reference: PathLike,
+    data: PathLike | Dataset | None = None,
+    recipe: Recipe | None = None,
+    *,
+    evaluation: PathLike | Dataset | None = None,
+    output: PathLike | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """Another tool's QDQ model with its rounding, steps, zero points and biases learned anew.
+
+    Nodes, their placement, names and types stay as they are; only values of constants change.
+
+    Args:
+        quantized: the QDQ file.
+        reference: the float model that it was made from.
+        data: as for `quantize`.
+        recipe: how to learn; what it says of bits and target does not count.
+        evaluation: as for `quantize`.
+        output: where to write; None: STEM.repaired.onnx beside the quantized model.
+        force: replace an existing output.
+        progress: told of every step.
+
+    Raises:
+        ModelError: a model cannot be read or run, is no QDQ model, or not that of the other.
+        DataError: the data does not fit the model.
+        OutputError: the output cannot be written.
+    """
+    recipe = recipe or Recipe()
+    learning_device(recipe.device)
+    clock = _Clock()
+    source = Path(quantized)
+    destination = Path(output) if output else source.with_name(f"{source.stem}.repaired.onnx")
+    reading = Reading(recipe.preprocess, destination.absolute().parent, progress)
+    with clock.stage("load"):
+        float_model = load(Path(reference))
+        proto, files = read(source)
+        for place in places(destination, sum(path.stat().st_size for path in files)):
+            claim(place, force=force, sources=(*files, *float_model.files))
+        broken = taken_apart(proto, float_model, str(source))
+        found = _samples(data, float_model, recipe, reading)
+        labelled, more = _labelled(evaluation, float_model, reading)
+        check_origin(broken, float_model, found.data, str(source), recipe)
+    points, blocks = broken.points, partition(broken.model)
+    ahead = forecast(broken.model, blocks, points, found.data, recipe)
+    progress("forecast", 1, 1, ahead.told())
+    storage = Storage(max(ahead.room, 0), destination.absolute().parent)
+    with clock.stage("calibrate"):
+        start = recalibrated(broken, found.data, recipe, progress)
+    here = any_file(saturates=not saturation_free())
+    task = Task(broken.model, blocks, points, found.data, recipe, here, storage)
+    with clock.stage("reconstruct"):
+        walked = walk(task, start, progress)
+    with clock.stage("emit"):
+        made = repaired(broken, walked.plan)
+        outputs = written(made, destination, threads=recipe.threads)
+    with clock.stage("validate"):
+        validation = validate_files(
+            destination, float_model, samples=found.data, labelled=labelled,
+            max_drop=recipe.max_drop, min_integer=recipe.min_integer,
+            threads=recipe.threads, progress=progress,
+        )  # fmt: skip
+    return _result(
+        float_model, outputs, made,
+        blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock,
+        notes=(*found.notes, *more, *broken.notes),
+        data=DataFacts(found.data.origin, len(found.data), found.made),
     )  # fmt: skip
 
 

@@ -51,9 +51,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "blockwise": (*LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts"),
     "datafree": (*LEAVES, "graph", "data", "runtime", "recon", "report"),
+    "adoption": (*LEAVES, "graph", "data", "emit", "runtime", "calibrate"),
     "pipeline": (
         *LEAVES, "output", "graph", "data", "emit", "runtime", "recon", "report", "validation",
-        "calibrate", "datafree", "forecast", "parts", "blockwise", "state", "emission",
+        "adoption", "calibrate", "datafree", "forecast", "parts", "blockwise", "state", "emission",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.
