@@ -62,17 +62,22 @@ def output_and_target(default: str) -> Callable[[F], F]:
     return add
 
 
+def of_images(function: F) -> F:
+    """Adds --preprocess."""
+    return click.option(
+        "--preprocess",
+        "preset",
+        metavar="PRESET",
+        help=f"Of a folder of images: {', '.join(PRESETS)}; the recipe says more.",
+    )(function)
+
+
 def measuring(function: F) -> F:
     """Adds the options of commands that run models on data."""
     for option in (
         click.option("--threads", type=int, help="Of torch and onnxruntime; default: all cores."),
         click.option("--recipe", type=PATH, metavar="FILE.toml", help="These options, and more."),
-        click.option(
-            "--preprocess",
-            "preset",
-            metavar="PRESET",
-            help=f"Of a folder of images: {', '.join(PRESETS)}; the recipe says more.",
-        ),
+        of_images,
         click.option(
             "--max-drop",
             type=float,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onnxbrecq.graph.inspection import inspect
     from onnxbrecq.pipeline import quantize, repair, validate
     from onnxbrecq.plan import QuantPlan
+    from onnxbrecq.preview import Preview, preview
     from onnxbrecq.recipe import PRESETS, TARGETS, Preprocess, Recipe, Reconstruction
     from onnxbrecq.report.result import Emission, Result
     from onnxbrecq.runtime.doctor import doctor
@@ -43,6 +44,7 @@ __all__ = [
     "OutputError",
     "PlanError",
     "Preprocess",
+    "Preview",
     "QuantPlan",
     "Recipe",
     "RecipeError",
@@ -52,6 +54,7 @@ __all__ = [
     "doctor",
     "emit_plan",
     "inspect",
+    "preview",
     "quantize",
     "repair",
     "validate",
@@ -68,6 +71,7 @@ _HOMES = {
     "PlanError": "onnxbrecq.errors",
     "PRESETS": "onnxbrecq.recipe",
     "Preprocess": "onnxbrecq.recipe",
+    "Preview": "onnxbrecq.preview",
     "QuantPlan": "onnxbrecq.plan",
     "Recipe": "onnxbrecq.recipe",
     "RecipeError": "onnxbrecq.errors",
@@ -77,6 +81,7 @@ _HOMES = {
     "doctor": "onnxbrecq.runtime.doctor",
     "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",
+    "preview": "onnxbrecq.preview",
     "quantize": "onnxbrecq.pipeline",
     "repair": "onnxbrecq.pipeline",
     "validate": "onnxbrecq.pipeline",
