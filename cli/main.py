@@ -13,6 +13,7 @@ from .emit import emit
 from .inspect import inspect
 from .pareto import pareto
 from .quantize import quantize
+from .repair import repair
 from .sensitivity import sensitivity
 from .validate import validate
 from .verify import verify
@@ -41,6 +42,7 @@ program.add_command(emit)
 program.add_command(compare)
 program.add_command(bundle)
 program.add_command(verify)
+program.add_command(repair)
 program.add_command(doctor)
 
 

@@ -206,15 +206,20 @@ def working(default: str) -> Callable[[F], F]:
     return add
 
 
+def of_images(function: F) -> F:
+    """Adds --preprocess."""
+    return click.option(
+        "--preprocess",
+        "preset",
+        metavar="PRESET",
+        help=f"Of a folder of images: {', '.join(PRESETS)}; the recipe says more.",
+    )(function)
+
+
 def measuring(function: F) -> F:
     """Adds the options of commands that run models on data, and judge them."""
     for option in (
-        click.option(
-            "--preprocess",
-            "preset",
-            metavar="PRESET",
-            help=f"Of a folder of images: {', '.join(PRESETS)}; the recipe says more.",
-        ),
+        of_images,
         click.option(
             "--max-drop",
             type=float,

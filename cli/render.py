@@ -130,6 +130,10 @@ def inspection(found: Json, json: Path | None, *, quiet: bool) -> None:
         _deliver([_pairs(_quantized_rows(found)), *table], found, json, quiet=quiet)
         return
     parts: list[RenderableType] = [_pairs(_model_rows(found))]
+    if "data" in found:
+        names = ("input", "channel", "least", "most", "mean", "deviation")
+        parts += _section("Data", names, list(_channel_rows(found["data"])))
+        parts.append(_pairs(_data_rows(found["data"])))
     columns = ("block and its nodes", "operator", "MACs", "parameters", "will run")
     parts += _section("Blocks", columns, list(_tree_rows(found)))
     _deliver(parts, found, json, quiet=quiet)
@@ -582,6 +586,23 @@ def _model_rows(found: Json) -> Rows:
     )
     for note in model["notes"]:
         yield "note", note
+
+
+def _channel_rows(data: Json) -> Iterator[tuple[str, ...]]:
+    for one in data["inputs"]:
+        shape = ", ".join(str(size) for size in one["shape"])
+        for i, channel in enumerate(one["channels"]):
+            values = (f"{channel[key]:.4g}" for key in ("low", "high", "mean", "std"))
+            which = "all" if one["axis"] is None else str(i)
+            yield f"{one['name']} [{shape}]" if i == 0 else "", which, *values
+
+
+def _data_rows(data: Json) -> Rows:
+    yield "data", f"{data['origin']}, {data['samples']} samples"
+    for warning in data["warnings"]:
+        yield "warning", warning
+    if not data["warnings"]:
+        yield "warnings", "none"
 
 
 def _quantized_rows(found: Json) -> Rows:

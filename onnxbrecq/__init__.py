@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     )
     from onnxbrecq.graph.inspection import inspect
     from onnxbrecq.handover import Bundle, bundle
-    from onnxbrecq.pipeline import pareto, quantize, sensitivities, validate
+    from onnxbrecq.pipeline import pareto, quantize, repair, sensitivities, validate
     from onnxbrecq.plan import QuantPlan
+    from onnxbrecq.preview import Preview, preview
     from onnxbrecq.recipe import (
         PRESETS,
         TARGETS,
@@ -64,6 +65,7 @@ __all__ = [
     "OutputError",
     "PlanError",
     "Preprocess",
+    "Preview",
     "QuantPlan",
     "Recipe",
     "RecipeError",
@@ -78,7 +80,9 @@ __all__ = [
     "emit_plan",
     "inspect",
     "pareto",
+    "preview",
     "quantize",
+    "repair",
     "sensitivities",
     "validate",
     "verify",
@@ -101,6 +105,7 @@ _HOMES = {
     "PlanError": "onnxbrecq.errors",
     "PRESETS": "onnxbrecq.recipe",
     "Preprocess": "onnxbrecq.recipe",
+    "Preview": "onnxbrecq.preview",
     "QuantPlan": "onnxbrecq.plan",
     "Recipe": "onnxbrecq.recipe",
     "RecipeError": "onnxbrecq.errors",
@@ -115,7 +120,9 @@ _HOMES = {
     "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",
     "pareto": "onnxbrecq.pipeline",
+    "preview": "onnxbrecq.preview",
     "quantize": "onnxbrecq.pipeline",
+    "repair": "onnxbrecq.pipeline",
     "sensitivities": "onnxbrecq.pipeline",
     "validate": "onnxbrecq.pipeline",
     "verify": "onnxbrecq.runtime.verify",

@@ -109,7 +109,9 @@ def sampled(
         DataError: an activation of the float model is NaN; names the tensor.
     """
     heads = list(activation_bits(points, recipe, uniform_bits(points, recipe)))
-    return Calibration(model, points, _sample(model, heads, data, recipe, progress), recipe)
+    return Calibration(
+        model, points, activation_values(model, heads, data, recipe, progress), recipe
+    )
 
 
 def calibrate(
@@ -168,10 +170,14 @@ def _least_scale(model: Model, layer: Layer, weight: Array, data: TensorQuant | 
     return (bias / (_BIAS_ROOM * float(data.scale))).astype(np.float32)
 
 
-def _sample(
+def activation_values(
     model: Model, names: list[str], data: Dataset, recipe: Recipe, progress: Progress
 ) -> Mapping[str, Array]:
-    """Values of each activation over the first samples, its extremes always among them."""
+    """Values of each activation over the first samples, its extremes always among them.
+
+    Raises:
+        DataError: one is NaN; names the tensor.
+    """
     if not names:
         return {}
     inner = [name for name in names if name not in model.inputs]

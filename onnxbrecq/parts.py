@@ -162,9 +162,7 @@ def row_by_row(data: BlockData) -> bool:
 
 def problem_of(task: Task, part: Part, plan: QuantPlan) -> Problem | None:
     """What the block can learn; None where there is nothing, or no wish to."""
-    # A weight with one scale for all its channels is rounded to nearest: learning goes by channels.
-    planned = [name for name in part.block.weights if name in plan.tensors]
-    weights = [name for name in planned if plan.tensors[name].axis is not None]
+    weights = [name for name in part.block.weights if name in plan.tensors]
     if part.torch is None or not weights:
         return None
     biases = [layer.bias for layer in task.points.layers.values() if layer.weight in weights]

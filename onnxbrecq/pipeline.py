@@ -13,23 +13,28 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxbrecq.adoption import check_origin, recalibrated, repaired, taken_apart
 from onnxbrecq.bits import Allocation
 from onnxbrecq.blockwise import walk
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.data.sources import Reading
 from onnxbrecq.emission import emitted, written
+from onnxbrecq.emit.targets import any_file
 from onnxbrecq.errors import DataError, EmissionError, RecipeError
+from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.provenance import provenance
-from onnxbrecq.graph.write import contents
+from onnxbrecq.graph.write import contents, places
 from onnxbrecq.mixed import Menu, Space, chosen, explored, feasible, menu_of, smallest
 from onnxbrecq.output import claim, write_atomically
+from onnxbrecq.parts import Task
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.preparation import Clock, Prepared, labelled_of, prepared, samples_of
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
+from onnxbrecq.recon.device import learning_device
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
 from onnxbrecq.report.html import as_html
 from onnxbrecq.report.result import (
@@ -43,7 +48,8 @@ from onnxbrecq.report.result import (
     SearchFacts,
     TrialFacts,
 )
-from onnxbrecq.runtime.doctor import environment
+from onnxbrecq.runtime.cache import Storage
+from onnxbrecq.runtime.doctor import environment, saturation_free
 from onnxbrecq.runtime.memory import peak
 from onnxbrecq.search.allocate import Found, Limit
 from onnxbrecq.search.findings import Exploration, Front, Point, Verified, predicted_db
@@ -301,6 +307,79 @@ def pareto(
     return Front(
         version("onnxbrecq"), source_facts(ready.original), _layers(ready), space.table,
         axis, made, (*ready.original.notes, *ready.notes, *space.table.notes),
+    )  # fmt: skip
+
+
+def repair(
+    quantized: PathLike,
+    reference: PathLike,
+    data: PathLike | Dataset | None = None,
+    recipe: Recipe | None = None,
+    *,
+    evaluation: PathLike | Dataset | None = None,
+    output: PathLike | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """Another tool's QDQ model with its rounding, steps, zero points and biases learned anew.
+
+    Nodes, their placement, names and types stay as they are; only values of constants change.
+
+    Args:
+        quantized: the QDQ file.
+        reference: the float model that it was made from.
+        data: as for `quantize`.
+        recipe: how to learn; what it says of bits and target does not count.
+        evaluation: as for `quantize`.
+        output: where to write; None: STEM.repaired.onnx beside the quantized model.
+        force: replace an existing output.
+        progress: told of every step.
+
+    Raises:
+        ModelError: a model cannot be read or run, is no QDQ model, or not that of the other.
+        DataError: the data does not fit the model.
+        OutputError: the output cannot be written.
+    """
+    recipe = recipe or Recipe()
+    learning_device(recipe.device)
+    clock = Clock()
+    source = Path(quantized)
+    destination = Path(output) if output else source.with_name(f"{source.stem}.repaired.onnx")
+    reading = Reading(recipe.preprocess, destination.absolute().parent, progress)
+    with clock.stage("load"):
+        float_model = load(Path(reference))
+        proto, files = read(source)
+        for place in places(destination, sum(path.stat().st_size for path in files)):
+            claim(place, force=force, sources=(*files, *float_model.files))
+        broken = taken_apart(proto, float_model, str(source))
+        found = samples_of(data, float_model, recipe, reading)
+        labelled, more = labelled_of(evaluation, float_model, reading)
+        check_origin(broken, float_model, found.data, str(source), recipe)
+    points, blocks = broken.points, partition(broken.model)
+    ahead = forecast(broken.model, blocks, points, found.data, recipe)
+    progress("forecast", 1, 1, ahead.told())
+    storage = Storage(max(ahead.room, 0), destination.absolute().parent)
+    with clock.stage("calibrate"):
+        start = recalibrated(broken, found.data, recipe, progress)
+    here = any_file(saturates=not saturation_free())
+    task = Task(broken.model, blocks, points, found.data, recipe, here, storage)
+    with clock.stage("reconstruct"):
+        walked = walk(task, start, progress)
+    with clock.stage("emit"):
+        made = repaired(broken, walked.plan)
+        outputs = written(made, destination, threads=recipe.threads)
+    with clock.stage("validate"):
+        validation = validate_files(
+            destination, float_model, samples=found.data, labelled=labelled,
+            metric=metric_for(labelled, None, None),
+            limits=Limits.of(recipe, float_model.source_bytes), size_bytes=_bytes(outputs),
+            threads=recipe.threads, progress=progress,
+        )  # fmt: skip
+    return _result(
+        float_model, outputs, made,
+        blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock,
+        notes=(*found.notes, *more, *broken.notes),
+        data=DataFacts(found.data.origin, len(found.data), found.made),
     )  # fmt: skip
 
 

@@ -55,6 +55,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "curvature": (*LEAVES, "graph", "runtime", "recon", "parts"),
     "datafree": (*LEAVES, "graph", "data", "runtime", "recon", "report"),
+    "preview": (*LEAVES, "graph", "data", "runtime"),
+    "adoption": (*LEAVES, "graph", "data", "emit", "runtime", "calibrate"),
     "blockwise": (
         *LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts", "curvature",
         "arising",
@@ -69,8 +71,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "calibrate", "datafree", "forecast", "parts", "state",
     ),
     "pipeline": (
-        *LEAVES, "bits", "output", "graph", "data", "runtime", "report", "validation",
-        "preparation", "mixed", "search", "blockwise", "state", "emission",
+        *LEAVES, "bits", "output", "graph", "data", "emit", "runtime", "recon", "report",
+        "validation", "preparation", "mixed", "search", "blockwise", "state", "emission",
+        "adoption", "forecast", "parts",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.

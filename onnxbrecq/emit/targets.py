@@ -229,6 +229,11 @@ def run_here(target: Target, *, saturates: bool) -> Target:
     )
 
 
+def any_file(*, saturates: bool) -> Target:
+    """What stands here for the runtime of another tool's file, of which nothing is known."""
+    return replace(_exact(saturates=saturates), activations=(8, 16, None))
+
+
 def _exact(*, saturates: bool) -> Target:
     return ORT_CPU_AVX2 if saturates else ORT_CPU
 

@@ -216,12 +216,10 @@ def _decided(
     layer, matrix = site.layer, site.matrix
     used = found.about_zero() if layer.bias is None else found
     levels, grid = _rounded(aim, used.whole, quant)
-    rounded = dataclasses.replace(
-        quant,
-        levels=site.restored(levels.to(torch.uint8)),
-        scale=grid.scale.reshape(quant.scale.shape),
-    )
-    if quant.qtype.grid != "signed":
+    rounded = dataclasses.replace(quant, levels=site.restored(levels.to(torch.uint8)))
+    if quant.axis is not None:
+        rounded = dataclasses.replace(rounded, scale=grid.scale.reshape(quant.scale.shape))
+    if quant.axis is not None and quant.qtype.grid != "signed":
         zero_point = grid.offset.reshape(quant.scale.shape).astype(np.int32)
         rounded = dataclasses.replace(rounded, zero_point=zero_point)
     if layer.bias is None:
@@ -272,7 +270,10 @@ def _damped(moments: Moments, damping: float) -> Tensor:
 
 
 def _rounded(aim: Tensor, moments: Moments, quant: TensorQuant) -> tuple[Tensor, Grid]:
-    """Levels [G, O, K] and their grid for W' [G, O, K]; each group may be cut into pieces."""
+    """Levels [G, O, K] and their grid for W' [G, O, K]; each group may be cut into pieces.
+
+    One scale for all channels stays as it is.
+    """
     groups, outputs, length = aim.shape
     offsets = affine.offsets(quant.qtype, quant.zero_point).astype(np.float32)
     scale, offset = (
@@ -290,12 +291,13 @@ def _rounded(aim: Tensor, moments: Moments, quant: TensorQuant) -> tuple[Tensor,
     wanted = split(aim, pieces)[:, :, order].mT.contiguous()
     grid = grid._replace(scale=scale.repeat(pieces, axis=0), offset=offset.repeat(pieces, axis=0))
     factor, metric = handed_on(metric), metric.float()
-    if not fine:
+    free = quant.axis is not None
+    if not fine and free:
         shifts = (0,) if quant.qtype.grid == "signed" else _SHIFTS
         grid = _best(wanted, factor, metric, grid, shifts=shifts, pieces=pieces)
     made = compensated(wanted, factor, grid)
     for _ in range(_ROUNDS):
-        stretch = _stretch(wanted, made, metric, pieces)
+        stretch = _stretch(wanted, made, metric, pieces) if free else torch.ones(grid.scale.shape)
         grid = grid._replace(scale=grid.scale * stretch.numpy())
         made = descended(wanted, made * stretch[:, None], metric, grid)
     levels = torch.from_numpy(grid.levels(made.numpy()))[:, order.argsort()]

@@ -1,0 +1,144 @@
+"""Files of onnxruntime's own quantizer, taken apart, repaired and written back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnxruntime import quantization as ort
+
+import onnxbrecq
+from onnxbrecq.adoption import check_origin, repaired, taken_apart
+from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.emit.adopt import adopt, constants, rewritten
+from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.load import load
+from onnxbrecq.recipe import Recipe
+from onnxbrecq.runtime.session import Session
+
+RECIPE = Recipe(effort="fast", threads=1)
+U8, S8, S4 = ort.QuantType.QUInt8, ort.QuantType.QInt8, ort.QuantType.QInt4
+SETTINGS: dict[str, dict[str, Any]] = {
+    "u8-s8": {"activation_type": U8, "weight_type": S8, "per_channel": True},
+    "one-scale": {"activation_type": U8, "weight_type": S8, "per_channel": False},
+    "s8-s8": {"activation_type": S8, "weight_type": S8, "per_channel": True},
+    "u8-s4": {"activation_type": U8, "weight_type": S4, "per_channel": True},
+    "one-scale-s4": {"activation_type": U8, "weight_type": S4, "per_channel": False},
+}
+
+
+class Reader(ort.CalibrationDataReader):
+    """Samples as quantize_static wants them."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._feeds: Iterator[Any] = iter(data.batches(8))
+
+    def get_next(self) -> Any:
+        return next(self._feeds, None)
+
+
+@pytest.fixture
+def source(tmp_path: Path, proto: onnx.ModelProto) -> Path:
+    """The residual network of conftest.py, at an opset that knows 4 bits."""
+    path = tmp_path / "float.onnx"
+    onnx.save(onnx.version_converter.convert_version(proto, 21), path)
+    return path
+
+
+def quantized(source: Path, data: Dataset, setting: str) -> Path:
+    path = source.with_name(f"{setting}.onnx")
+    ort.quantize_static(
+        source, path, Reader(data), quant_format=ort.QuantFormat.QDQ, **SETTINGS[setting]
+    )
+    return path
+
+
+def skeleton(proto: onnx.ModelProto) -> bytes:
+    """All of the model but the values of constants."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for tensor in copy.graph.initializer:
+        for part in ("raw_data", "float_data", "int32_data", "int64_data"):
+            tensor.ClearField(part)
+    return copy.SerializeToString(deterministic=True)
+
+
+def noise(path: Path, wanted: Path, data: Dataset) -> float:
+    made, aim = (Session(p, threads=1).run(data.part(slice(64)))["logits"] for p in (path, wanted))
+    return float(np.square(made - aim).sum() / np.square(aim).sum())
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_file_is_read_as_what_it_computes(source: Path, data: Dataset, setting: str) -> None:
+    path = quantized(source, data, setting)
+    found = taken_apart(onnx.load(path), load(source), str(path))
+    assert len(found.points.layers) == 4
+    assert not found.notes
+    check_origin(found, load(source), data, str(path), RECIPE)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_was_read_written_back_is_the_file(source: Path, data: Dataset, setting: str) -> None:
+    path = quantized(source, data, setting)
+    file = onnx.load(path)
+    found = taken_apart(file, load(source), str(path))
+    made = repaired(found, found.plan)
+    assert skeleton(made) == skeleton(file)
+    before, after = constants(file), constants(made)
+    for name, tensor in before.items():
+        old, new = numpy_helper.to_array(tensor), numpy_helper.to_array(after[name])
+        # A bias's scale is the product of two float32: another order rounds otherwise.
+        assert np.allclose(old.astype(np.float64), new.astype(np.float64), rtol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("setting", "share"), [("one-scale", 0.9), ("u8-s4", 0.5), ("one-scale-s4", 0.7)]
+)
+def test_repair_lowers_the_error_and_keeps_the_graph(
+    source: Path, data: Dataset, setting: str, share: float
+) -> None:
+    path = quantized(source, data, setting)
+    result = onnxbrecq.repair(path, source, data, RECIPE)
+    output = path.with_name(f"{setting}.repaired.onnx")
+    assert result.output.path == str(output)
+    assert skeleton(onnx.load(output)) == skeleton(onnx.load(path))
+    assert noise(output, source, data) < share * noise(path, source, data)
+
+
+def test_a_file_of_another_model_is_refused(
+    source: Path, data: Dataset, proto: onnx.ModelProto
+) -> None:
+    path = quantized(source, data, "u8-s8")
+    generator = np.random.default_rng(5)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "w1":
+            other = generator.normal(size=(8, 8, 3, 3)).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(other, "w1"))
+    onnx.save(proto, source.with_name("other.onnx"))
+    with pytest.raises(ModelError, match=r"u8-s8.onnx: the weight of node .* not that of"):
+        taken_apart(onnx.load(path), load(source.with_name("other.onnx")), str(path))
+
+
+def test_a_float_file_is_refused(source: Path) -> None:
+    with pytest.raises(ModelError, match="holds no QuantizeLinear and DequantizeLinear pairs"):
+        adopt(onnx.load(source), "here")
+
+
+def test_a_tensor_read_in_float_as_well_is_refused(source: Path, data: Dataset) -> None:
+    file = onnx.load(quantized(source, data, "u8-s8"))
+    node = next(n for n in file.graph.node if n.op_type == "QuantizeLinear" and n.input[0] != "x")
+    file.graph.node.append(onnx.helper.make_node("Neg", [node.input[0]], ["more"]))
+    with pytest.raises(ModelError, match="is quantized for some of its readers only"):
+        adopt(file, "here")
+
+
+def test_a_bias_beyond_int32_is_refused(source: Path, data: Dataset) -> None:
+    file = onnx.load(quantized(source, data, "u8-s8"))
+    adopted = adopt(file, "here")
+    name, place = next(iter(adopted.biases.items()))
+    tiny = np.full(place.value.shape, 1e-30, np.float32)
+    with pytest.raises(ModelError, match="does not fit int32"):
+        rewritten(file, adopted, {}, {name: (place.value + 1, tiny)})
