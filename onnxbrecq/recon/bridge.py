@@ -186,7 +186,7 @@ def _convert(
         raise BridgeError(f"node {node.name}: {node.op_type}-{opset} has no converter")
     try:
         return _registry().get_converter(node.op_type, version)(converted, graph)  # type: ignore[no-any-return]
-    except (NotImplementedError, KeyError, ValueError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # of onnx2torch's converters, at attributes that nobody vouched for
         raise BridgeError(f"node {node.name} ({node.op_type}-{opset}): {error}") from error
 
 
