@@ -133,9 +133,12 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"{folder}: process {_read(folder / _LOCK) or 'unknown'} is at work here; wait "
                 "for it, or give another --work-dir"
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
         yield
 
 

@@ -114,7 +114,11 @@ def _npz(path: Path, model: Model, *, labelled: bool) -> _Read:
 def _folder(folder: Path, model: Model, preprocess: Preprocess | None, *, labelled: bool) -> _Read:
     """The files' samples in the order of the file names."""
     name = only_input(model, str(folder))
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    files = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    for path in files:
+        if not path.exists():
+            raise DataError(f"{path}: leads to a file that does not exist; mend or remove the link")
+    files = [path for path in files if path.is_file()]
     pictures = [path for path in files if path.suffix.lower() in images.SUFFIXES]
     arrays = [path for path in files if path.suffix.lower() == ".npy"]
     if bool(pictures) == bool(arrays):
