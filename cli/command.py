@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from onnxbrecq.errors import OnnxbrecqError, RecipeError
+from onnxbrecq.errors import OnnxbrecqError, RecipeError, is_memory
 
 FAILED, USAGE, GATE_NOT_MET, INTERRUPTED = 1, 2, 3, 130
 
@@ -79,10 +79,15 @@ def shown(text: str) -> str:
 
 
 def _told(error: Exception, *, verbose: bool) -> str:
+    if is_memory(error):
+        where = f" ({error})" if str(error) else ""
+        return (
+            f"out of memory{where}; give fewer samples or --max-memory, or run where there is more"
+        )
     if isinstance(error, OnnxbrecqError):
         return str(error)
-    if isinstance(error, MemoryError):
-        return "out of memory; give fewer samples, or run where there is more"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}"
     hint = "" if verbose else "; run with -v for the traceback"
     return f"internal error: {type(error).__name__}: {error}{hint}"
 

@@ -35,3 +35,14 @@ class EmissionError(OnnxbrecqError):
 
 class OutputError(OnnxbrecqError):
     """A file cannot be written where it was asked for."""
+
+
+# How the loader of libraries, C++, torch and the system say that memory is at an end.
+_NO_MEMORY = (
+    "failed to map segment", "bad_alloc", "allocate memory", "annot allocate", "start new thread",
+)  # fmt: skip
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether the error says that memory ran out: nothing to be concluded from, but to stop at."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)

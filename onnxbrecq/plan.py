@@ -149,7 +149,7 @@ class QuantPlan:
             "recipe": json.dumps(self.recipe, sort_keys=True),
             "tensors": json.dumps(header, sort_keys=True),
         }
-        return save(arrays, metadata)
+        return _ordered(save(arrays, metadata))
 
     @staticmethod
     def load(path: Path) -> "QuantPlan":
@@ -184,6 +184,17 @@ class QuantPlan:
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise PlanError(f"{path}: cannot be read as a plan: {error}") from error
         return QuantPlan(tensors, biases, source, data, recipe)
+
+
+def _ordered(file: bytes) -> bytes:
+    """The safetensors file with its header in alphabetical order, where the library's is random.
+
+    Its length in 8 bytes, the header in JSON and spaces up to a multiple of 8, then the arrays.
+    """
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[end:]
 
 
 def _equal_or_absent(a: NDArray[np.uint8] | None, b: NDArray[np.uint8] | None) -> bool:

@@ -3,9 +3,10 @@
     DIR/lock                   held while a run is at work here; says which process
     DIR/key.json               what the state belongs to: model, data, recipe, versions
     DIR/block-0003-1f...plan   the decisions of block 3 (`onnxbrecq.plan`), at certain bits
-    DIR/block-0003-1f...json   what happened in it; written last, so that it vouches for the plan
-    DIR/table-0003.json        what the block loses at other bits (mixed precision)
+    DIR/block-0003-1f...json   what happened in it; written last, it vouches for the plan
+    DIR/table-0003.json        what the block loses at other bits (mixed precision), with its hash
 
+A block that another run decided, or that was damaged since, is not taken: it is learned anew.
 Every file appears whole or not at all: whenever a run is killed, it loses at most the block at
 work, and since a block's random choices follow from the seed and its number alone, the resumed run
 ends with the same bytes.
@@ -35,16 +36,20 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class State:
-    """The finished blocks of one reconstruction, in `folder`."""
+    """The finished blocks of one reconstruction, in `folder`; `run` is the hash of its key."""
 
     folder: Path
+    run: str
 
     def recall(self, block: str) -> tuple[QuantPlan, Facts] | None:
         """What the block decided and its facts; None if it is not finished, or was damaged."""
         try:
-            facts = json.loads(self._path(block, "json").read_bytes())
-            return QuantPlan.load(self._path(block, "plan")), facts
-        except (OSError, ValueError, PlanError):
+            told = json.loads(self._path(block, "json").read_bytes())
+            plan = self._path(block, "plan").read_bytes()
+            if told["vouches"] != self._vouched(plan, told["facts"]):
+                return None
+            return QuantPlan.load(self._path(block, "plan")), told["facts"]
+        except (OSError, ValueError, KeyError, TypeError, PlanError):
             return None
 
     def keep(self, block: str, decisions: QuantPlan, facts: Facts) -> None:
@@ -53,16 +58,19 @@ class State:
         Raises:
             OutputError: it cannot be written.
         """
-        write_atomically(self._path(block, "plan"), decisions.as_bytes())
-        write_atomically(self._path(block, "json"), json.dumps(facts).encode())
+        plan = decisions.as_bytes()
+        told = {"vouches": self._vouched(plan, facts), "facts": facts}
+        write_atomically(self._path(block, "plan"), plan)
+        write_atomically(self._path(block, "json"), json.dumps(told).encode())
 
     def recall_table(self, block: str) -> Facts | None:
         """What the block was found to lose; None if that is not known, or was damaged."""
         try:
-            found: Facts = json.loads((self.folder / f"table-{block}.json").read_bytes())
-        except (OSError, ValueError):
+            told = json.loads((self.folder / f"table-{block}.json").read_bytes())
+            found: Facts = told["found"]
+            return found if told["vouches"] == self._vouched(b"", found) else None
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return found
 
     def keep_table(self, block: str, found: Facts) -> None:
         """Writes what the block was found to lose.
@@ -70,7 +78,8 @@ class State:
         Raises:
             OutputError: it cannot be written.
         """
-        write_atomically(self.folder / f"table-{block}.json", json.dumps(found).encode())
+        told = {"vouches": self._vouched(b"", found), "found": found}
+        write_atomically(self.folder / f"table-{block}.json", json.dumps(told).encode())
 
     def discard(self) -> None:
         """Removes the state, and its folder if nothing else is in it."""
@@ -79,6 +88,13 @@ class State:
         (self.folder / _LOCK).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+    def _vouched(self, plan: bytes, facts: Facts) -> str:
+        """The hash that ties a block's files to each other and to the run."""
+        found = hashlib.sha256(self.run.encode())
+        found.update(json.dumps(facts, sort_keys=True).encode())
+        found.update(plan)
+        return found.hexdigest()
 
     def _path(self, block: str, kind: str) -> Path:
         return self.folder / f"block-{block}.{kind}"
@@ -100,7 +116,8 @@ def opened(folder: Path, key: Mapping[str, object], *, resume: bool) -> Iterator
         raise OutputError(f"{folder} is not a folder; give another --work-dir")
     if folder.is_dir() and not (folder / _LOCK).exists() and any(folder.iterdir()):
         raise OutputError(f"{folder} holds other files; give another --work-dir")
-    state, text = State(folder), json.dumps(dict(key), sort_keys=True)
+    text = json.dumps(dict(key), sort_keys=True)
+    state = State(folder, hashlib.sha256(text.encode()).hexdigest())
     with _locked(folder):
         if not resume or _read(folder / _KEY) != text:
             for path in state._files():
@@ -136,9 +153,12 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"{folder}: process {_read(folder / _LOCK) or 'unknown'} is at work here; wait "
                 "for it, or give another --work-dir"
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
         yield
 
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,16 @@ def test_a_plan_survives_disk_unchanged(tmp_path: Path) -> None:
     assert loaded.tensors["w"].levels is not None
     assert loaded.tensors["w"].levels.dtype == np.uint8
     assert loaded.tensors["x:scale"].axis is None
+
+
+def test_the_header_is_in_order_whatever_the_library_makes_of_it(tmp_path: Path) -> None:
+    """safetensors writes metadata in the order of a hash table, another in each process."""
+    content = _plan().as_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    assert size % 8 == 0
+    assert list(header) == sorted(header)
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
 
 
 def test_a_reloaded_plan_emits_the_same_bytes(model: Model, data: Dataset, tmp_path: Path) -> None:

@@ -58,6 +58,26 @@ def test_a_damaged_file_is_not_taken(tmp_path: Path) -> None:
         assert first.recall("0000") is None
 
 
+def test_a_changed_bit_is_found(tmp_path: Path) -> None:
+    with state.opened(tmp_path / "w", _KEY, resume=True) as first:
+        first.keep("0000", _plan(0.5), {"name": "block"})
+        file = tmp_path / "w" / "block-0000.plan"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        assert first.recall("0000") is None
+
+
+def test_a_block_of_another_run_is_not_taken(tmp_path: Path) -> None:
+    for name, key in (("a", _KEY), ("b", {"model": "b"})):
+        with state.opened(tmp_path / name, key, resume=True) as run:
+            run.keep("0000", _plan(0.5), {"name": "block"})
+    for kind in ("plan", "json"):
+        (tmp_path / "b" / f"block-0000.{kind}").replace(tmp_path / "a" / f"block-0000.{kind}")
+    with state.opened(tmp_path / "a", _KEY, resume=True) as run:
+        assert run.recall("0000") is None
+
+
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with (

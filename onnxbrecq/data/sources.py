@@ -151,7 +151,11 @@ def _folder(folder: Path, model: Model, reading: Reading, *, labelled: bool) -> 
 
 def _kinds(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """The images and the .npy files among the paths, sorted; hidden ones are left out."""
-    files = sorted(path for path in paths if path.name[0] != "." and path.is_file())
+    files = sorted(path for path in paths if path.name[0] != ".")
+    for path in files:
+        if not path.exists():
+            raise DataError(f"{path}: leads to a file that does not exist; mend or remove the link")
+    files = [path for path in files if path.is_file()]
     pictures = [path for path in files if path.suffix.lower() in images.SUFFIXES]
     return pictures, [path for path in files if path.suffix.lower() == ".npy"]
 

@@ -166,6 +166,8 @@ def _evaluated(
     model = onnx.helper.make_model(graph, opset_imports=proto.opset_import)
     try:
         values = ReferenceEvaluator(model).run(None, feed)
+    except MemoryError:
+        raise
     except Exception:  # whatever it is: the node stays, and the runtime will say more
         return None
     return [np.asarray(value) for value in values]

@@ -8,7 +8,8 @@ import dataclasses
 import hashlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -58,26 +59,44 @@ def _canonical(
     """The canonical model of `proto` and its large `constants`, which are used up."""
     where = str(files[0]) if files else "the model"
     opset = check(proto, constants, where)
-    canonical = normalise(proto, constants, where)
-    graph = canonical.proto.graph
-    signature = tuple(_copied(v) for v in graph.input), tuple(_copied(v) for v in graph.output)
-    batched = edit_batch(canonical.proto)
-    edit_together(graph, constants)
-    model = Model(
-        canonical.proto,
-        signature,
-        batched,
-        sha256,
-        size,
-        opset,
-        tuple(files),
-        canonical.notes,
-        canonical.stored_type,
-        canonical.norms,
-    )
-    check_layers(model, where)
-    check_unquantized(model, where)
+    with _sense(where):
+        canonical = normalise(proto, constants, where)
+        graph = canonical.proto.graph
+        signature = tuple(_copied(v) for v in graph.input), tuple(_copied(v) for v in graph.output)
+        batched = edit_batch(canonical.proto)
+        edit_together(graph, constants)
+        model = Model(
+            canonical.proto,
+            signature,
+            batched,
+            sha256,
+            size,
+            opset,
+            tuple(files),
+            canonical.notes,
+            canonical.stored_type,
+            canonical.norms,
+        )
+        check_layers(model, where)
+        check_unquantized(model, where)
     return dataclasses.replace(model, notes=(*model.notes, *_batch_notes(model)))
+
+
+@contextmanager
+def _sense(where: str) -> Iterator[None]:
+    """Within the context, what a pass stumbles over is told as what it is: nonsense in the file.
+
+    The checks in front let nothing through that would be dangerous, but attributes and shapes can
+    contradict each other in more ways than there are checks.
+    """
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError,
+            RuntimeError, TypeError, ValueError) as error:  # fmt: skip
+        raise ModelError(
+            f"{where}: its graph contradicts itself ({type(error).__name__}: {error}); export the "
+            "model again, or report it with the model if onnxruntime runs it"
+        ) from error
 
 
 def _batch_notes(model: Model) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import inliner
 from torch import Tensor, nn
 
+from onnxbrecq.errors import is_memory
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
 from onnxbrecq.recon.converters import Operator, converter, operators
 
@@ -116,6 +117,8 @@ class TorchBlock(nn.Module):
             with torch.no_grad():
                 made = self.run(tensors)
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            if is_memory(error):
+                raise
             raise BridgeError(f"torch fails: {error}") from error
         return {name: value.numpy() for name, value in made.items()}
 
@@ -186,7 +189,9 @@ def _convert(
         raise BridgeError(f"node {node.name}: {node.op_type}-{opset} has no converter")
     try:
         return _registry().get_converter(node.op_type, version)(converted, graph)  # type: ignore[no-any-return]
-    except (NotImplementedError, KeyError, ValueError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # of onnx2torch's converters, at attributes that nobody vouched for
+        if is_memory(error):
+            raise
         raise BridgeError(f"node {node.name} ({node.op_type}-{opset}): {error}") from error
 
 

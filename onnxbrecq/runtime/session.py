@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxbrecq.errors import DataError, ModelError
+from onnxbrecq.errors import DataError, ModelError, is_memory
 from onnxbrecq.graph.write import contents, is_large
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.runtime.cache import Storage, Stored
@@ -121,6 +121,7 @@ class Session:
         try:
             values = self._ort.run(None, {name: feed[name] for name in self.inputs})
         except ORT_ERRORS as error:
+            _check_memory(error)
             raise ModelError(f"onnxruntime cannot run the model: {explained(error)}") from error
         return dict(zip(self.outputs, map(_array, values), strict=True))
 
@@ -215,6 +216,7 @@ def open_session(
         try:
             return ort.InferenceSession(source, options, providers=[PROVIDER])
         except ORT_ERRORS as error:
+            _check_memory(error)
             raise _unloadable(model, error) from error
 
 
@@ -231,6 +233,12 @@ def readable(model: onnx.ModelProto | Path) -> Iterator[bytes | str]:
                 with (Path(folder) / name).open("wb") as file:
                     file.writelines(parts)
             yield str(Path(folder) / "model.onnx")
+
+
+def _check_memory(error: Exception) -> None:
+    """Raises MemoryError where onnxruntime ran out of memory: that says nothing of the model."""
+    if is_memory(error):
+        raise MemoryError(explained(error)) from error
 
 
 def explained(error: Exception) -> str:

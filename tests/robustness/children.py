@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -30,7 +30,7 @@ class Ended:
     Attributes:
         status: its exit status; negative: the signal that ended it.
         err: its stderr.
-        timed_out: it was killed for taking too long.
+        timed_out: it got the signal for taking too long.
         peak_bytes: the most memory it held.
         seconds: how long it took.
     """
@@ -55,12 +55,28 @@ class Children:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=_ROOT,
         )  # fmt: skip
 
-    def run(self, *arguments: object, folder: Path, seconds: float = 60) -> Ended:
-        """Runs the command line with `arguments` in `folder`, for so many seconds at most."""
+    def run(
+        self,
+        *arguments: object,
+        folder: Path,
+        seconds: float = 60,
+        ended_by: int = signal.SIGKILL,
+        limits: Mapping[int, int] | None = None,
+    ) -> Ended:
+        """Runs the command line with `arguments` in `folder`.
+
+        Args:
+            arguments: of the command line.
+            folder: its working directory.
+            seconds: after so many it gets the signal `ended_by`.
+            ended_by: the number of the signal.
+            limits: resource (RLIMIT_...) → what is allowed, beside those of every child.
+        """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         request = {"arguments": [str(a) for a in arguments], "folder": str(folder),
-                   "seconds": seconds}  # fmt: skip
+                   "seconds": seconds, "ended_by": int(ended_by),
+                   "limits": list((limits or {}).items())}  # fmt: skip
         print(json.dumps(request), file=self._server.stdin, flush=True)
         return Ended(**json.loads(self._server.stdout.readline()))
 
@@ -92,19 +108,25 @@ def _import_all() -> None:
     _ = onnxbrecq.quantize, guard, progress, render
 
 
-def _answer(arguments: Sequence[str], folder: str, seconds: float) -> dict[str, object]:
+def _answer(
+    arguments: Sequence[str],
+    folder: str,
+    seconds: float,
+    ended_by: int,
+    limits: Sequence[tuple[int, int]],
+) -> dict[str, object]:
     read, write = os.pipe()
     started = time.monotonic()
     child = os.fork()
     if not child:
         os.close(read)
-        _become(arguments, folder, write)
+        _become(arguments, folder, write, limits)
     os.close(write)
     timed_out = False
-    with _killed_after(child, seconds) as killed, os.fdopen(read, "rb") as pipe:
+    with _signalled_after(child, seconds, ended_by) as signalled, os.fdopen(read, "rb") as pipe:
         err = pipe.read().decode(errors="replace")
         _, status, usage = os.wait4(child, 0)
-        timed_out = bool(killed)
+        timed_out = bool(signalled)
     return {
         "status": os.waitstatus_to_exitcode(status),
         "err": err,
@@ -115,23 +137,25 @@ def _answer(arguments: Sequence[str], folder: str, seconds: float) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _killed_after(child: int, seconds: float) -> Iterator[list[int]]:
-    """Within the context, the child is killed once it is late; the list then holds it."""
-    killed: list[int] = []
+def _signalled_after(child: int, seconds: float, number: int) -> Iterator[list[int]]:
+    """Within the context, the child gets a signal once it is late; the list then holds it."""
+    signalled: list[int] = []
 
-    def kill(*_: object) -> None:
-        killed.append(child)
-        os.kill(child, signal.SIGKILL)
+    def late(*_: object) -> None:
+        signalled.append(child)
+        os.kill(child, number)
 
-    signal.signal(signal.SIGALRM, kill)
+    signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield killed
+        yield signalled
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _become(arguments: Sequence[str], folder: str, err: int) -> None:
+def _become(
+    arguments: Sequence[str], folder: str, err: int, limits: Sequence[tuple[int, int]]
+) -> None:
     """Makes this process a run of the command line; does not return."""
     null = os.open(os.devnull, os.O_RDWR)
     for stream, target in ((0, null), (1, null), (2, err)):
@@ -141,6 +165,9 @@ def _become(arguments: Sequence[str], folder: str, err: int) -> None:
     virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (virtual + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for limited, allowed in limits:
+        most = allowed + (virtual if limited == resource.RLIMIT_AS else 0)
+        resource.setrlimit(limited, (most, most))
     from onnxbrecq_cli.guard import main  # noqa: PLC0415 -- as in _import_all
 
     sys.argv = ["onnxbrecq", *arguments]

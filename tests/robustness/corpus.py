@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from onnxbrecq.data.dataset import Dataset
+
 SAMPLES = 4
 Array = np.ndarray
 
@@ -43,6 +45,19 @@ def seeds(folder: Path) -> list[Seed]:
         np.savez(place / "model.calib.npz", **feed(np.random.default_rng(1)))
         found.append(Seed(name, {path.name: path.read_bytes() for path in place.iterdir()}))
     return found
+
+
+def residual_network() -> onnx.ModelProto:
+    """A chain of convolutions around a skip, in three blocks."""
+    text = f"{_HEAD} net (float[N, 3, 8, 8] x) => (float[N, 5] y) {{ {_CONV} }}"
+    shapes = {"w0": (8, 3, 3, 3), "b0": (8,), "w1": (8, 8, 3, 3), "w2": (5, 8), "b2": (5,)}
+    return _with_constants(onnx.parser.parse_model(text), shapes)
+
+
+def residual_data() -> Dataset:
+    """64 samples for it."""
+    x = np.random.default_rng(1).normal(size=(64, 3, 8, 8)).astype(np.float32)
+    return Dataset({"x": x})
 
 
 def _with_constants(

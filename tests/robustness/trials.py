@@ -78,11 +78,11 @@ def faults(tried: Trial, folder: Path, children: Children) -> tuple[list[str], E
         (place / name).write_bytes(data)
     found: list[str] = []
     for command in tried.commands:
-        before = _listing(folder)
+        before = listing(folder)
         ended = children.run(*command, folder=place, seconds=SECONDS)
         found += [f"{command[0]}: {fault}" for fault in _faults(ended)]
         allowed = before | {f"inner/{tried.output}"} if ended.status == 0 else before
-        left = {name for name in _listing(folder) - allowed if f"{tried.output}.work" not in name}
+        left = {name for name in listing(folder) - allowed if f"{tried.output}.work" not in name}
         if left:
             found.append(f"{command[0]}: left {sorted(left)}")
         if ended.status != 0:
@@ -111,5 +111,6 @@ def _faults(ended: Ended) -> list[str]:
     return found
 
 
-def _listing(folder: Path) -> set[str]:
+def listing(folder: Path) -> set[str]:
+    """The paths of all that is in the folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
