@@ -233,8 +233,9 @@ def sensitivities(
         RecipeError, ModelError, DataError, OutputError: as `quantize`.
     """
     clock, folder = Clock(), _beside(model, "sensitivity", work_dir)
+    wanted = dataclasses.replace(_mixed(recipe), effort="fast", reconstruction=None)
     ready = prepared(
-        Path(model), _mixed(recipe), data=data, evaluation=None, folder=folder, clock=clock,
+        Path(model), wanted, data=data, evaluation=None, folder=folder, clock=clock,
         progress=progress,
     )  # fmt: skip
     menu = _menu(ready)
@@ -243,7 +244,7 @@ def sensitivities(
         state.discard()
     return Exploration(
         version("onnxbrecq"), source_facts(ready.original), _layers(ready), space.table,
-        {key: space.menu.cost(key) for key in ("size", "bitops")},
+        {"size": space.menu.size, "bitops": space.menu.cost("bitops")},
         (*ready.original.notes, *ready.notes, *space.table.notes),
     )  # fmt: skip
 

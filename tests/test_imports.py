@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "emission": (*LEAVES, "output", "graph", "emit", "runtime", "report"),
     "arising": ("errors", "graph", "data", "runtime"),
     "calibrate": (*LEAVES, "bits", "graph", "data", "emit", "runtime", "arising"),
-    "forecast": (*LEAVES, "graph", "data", "runtime"),
+    "forecast": (*LEAVES, "bits", "graph", "data", "runtime", "search"),
     "bits": ("errors", "recipe", "graph"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "curvature": (*LEAVES, "graph", "runtime", "recon", "parts"),
