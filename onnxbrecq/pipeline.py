@@ -213,6 +213,7 @@ def sensitivities(
     recipe: Recipe | None = None,
     *,
     check_output: bool = False,
+    measure_latency: bool = False,
     work_dir: PathLike | None = None,
     resume: bool = True,
     progress: Progress = silent,
@@ -224,6 +225,7 @@ def sensitivities(
         data: unlabelled samples; None: STEM.calib.npz beside the model.
         recipe: what is offered; None: the defaults.
         check_output: also measure the divergence at the network's output, layer by layer.
+        measure_latency: also time each layer in onnxruntime, in integers and in float.
         work_dir: where finished blocks are kept until all are; None: STEM.sensitivity.work beside
             the model.
         resume: go on with what is there; False: start afresh.
@@ -242,9 +244,11 @@ def sensitivities(
     with opened(folder, ready.key(), resume=resume) as state:
         space = explored(menu, progress, state=state, check_output=check_output)
         state.discard()
+    keys = ("bitops",) if wanted.latency.model == "onnxruntime" else ("bitops", "latency")
     return Exploration(
         version("onnxbrecq"), source_facts(ready.original), _layers(ready), space.table,
-        {"size": space.menu.size, "bitops": space.menu.cost("bitops")},
+        {key: space.menu.cost(key) for key in keys} | {"size": space.menu.size},
+        menu.measured_ms() if measure_latency else {},
         (*ready.original.notes, *ready.notes, *space.table.notes),
     )  # fmt: skip
 
