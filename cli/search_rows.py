@@ -6,6 +6,7 @@ from typing import Any
 Json = Mapping[str, Any]
 Pairs = Iterator[tuple[str, str]]
 
+_MS = ("integer", "float")
 _TERMS = 5  # interactions shown
 
 
@@ -32,6 +33,8 @@ def sensitivity_table(found: Json) -> tuple[tuple[str, ...], list[tuple[str, ...
     outputs = found["output_measure"]
     columns = ["layer", "block", *kinds]
     columns += [f"{outputs.upper()} {kind}" for kind in kinds] if outputs else []
+    timed = any(layer["measured_ms"] for layer in found["layers"])
+    columns += ["integer ms", "float ms"] if timed else []
     rows = []
     for layer in found["layers"]:
         choices = {_bits(choice): choice for choice in layer["choices"]}
@@ -39,6 +42,7 @@ def sensitivity_table(found: Json) -> tuple[tuple[str, ...], list[tuple[str, ...
         cells = [_figure(choices.get(kind, {}).get("added")) for kind in kinds]
         cells += [_figure(choices.get(k, {}).get("output")) for k in kinds] if outputs else []
         cells[0:1] = [fixed or cells[0]] if cells else []
+        cells += [_figure((layer["measured_ms"] or {}).get(k)) for k in _MS] if timed else []
         rows.append((layer["name"], layer["block"], *cells))
     return tuple(columns), rows
 

@@ -22,6 +22,11 @@ from .options import PATH, bits, common, mixing, reading, recipe_of, targeted, w
     help="Also run the whole network with each layer at each of its bits: the divergence of its "
     "output. Takes long.",
 )
+@click.option(
+    "--measure-latency",
+    is_flag=True,
+    help="Also time each layer in onnxruntime here: in integers, at any bits, and in float.",
+)
 @click.option("--html", type=PATH, metavar="FILE", help="A heat map, in one file.")
 @working("MODEL's STEM.sensitivity.work")
 @reading
@@ -32,6 +37,7 @@ def sensitivity(
     data: str | None,
     recipe: Path | None,
     check_output: bool,
+    measure_latency: bool,
     html: Path | None,
     json: Path | None,
     work_dir: Path | None,
@@ -60,6 +66,7 @@ def sensitivity(
             data,
             wanted,
             check_output=check_output,
+            measure_latency=measure_latency,
             work_dir=work_dir,
             resume=not no_resume,
             progress=watch,

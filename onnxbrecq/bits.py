@@ -63,14 +63,31 @@ def offered_bits(
     ):
         if asked and not taken:
             raise RecipeError(f"{key} = {list(asked)}: the target takes none of them")
+    said = uniform_bits(points, recipe)
+    closed = {
+        name for name, layer in points.layers.items()
+        if name in pins or (layer.edge and recipe.first_last is not None)
+    }  # fmt: skip
+    least = _least_data(points, {name: said[name] for name in closed})
     found: dict[str, tuple[Bits, ...]] = {}
     for name, layer in points.layers.items():
-        fixed = Bits(_weight(layer, recipe, pins), _data(layer, recipe, pins))
-        if name in pins or (layer.edge and recipe.first_last is not None):
-            found[name] = (fixed,)
-            continue
-        data = reads if reads and layer.data in points.points else [fixed.data]
-        found[name] = tuple(Bits(w, a) for a in data for w in offered)
+        data: list[int | None] = [said[name].data]
+        if reads and layer.data in points.points:
+            least_here = least.get(points.points[layer.data].group, 0)
+            data = [bits for bits in reads if bits >= least_here] or [least_here]
+        free = tuple(Bits(w, a) for a in data for w in offered)
+        found[name] = (said[name],) if name in closed else free
+    return found
+
+
+def _least_data(points: Points, closed: Allocation) -> dict[str, int]:
+    """Quantizer → the most bits that a layer without a choice reads of it: others read as many."""
+    found: dict[str, int] = {}
+    for name, bits in closed.items():
+        data = points.layers[name].data
+        if bits.data is not None and data in points.points:
+            group = points.points[data].group
+            found[group] = max(found.get(group, 0), bits.data)
     return found
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from onnxbrecq.bits import Bits
 from onnxbrecq.data.dataset import Dataset, Feed
 from onnxbrecq.graph.blocks import Block
 from onnxbrecq.graph.extract import extract, submodel
@@ -24,6 +25,7 @@ from onnxbrecq.graph.points import Points
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.runtime.memory import available, resident
 from onnxbrecq.runtime.session import Outputs, Session
+from onnxbrecq.search.table import combinations
 
 _BATCH = 8  # samples at a time, where nothing is learned
 _PROBED = 2  # samples on which the pace of a block is measured,
@@ -86,7 +88,11 @@ def forecast(
         room=limit - (resident() - movable) - work,
         seconds=sum(
             _pace(model, block, {**feed, **seen}, recipe)
-            * (_RUNS * len(data) + _learned(block, points, seen, len(data), recipe))
+            * (
+                _RUNS * len(data)
+                + _learned(block, points, seen, len(data), recipe)
+                + _searched(block, points, recipe)
+            )
             for block in blocks
         ),
     )
@@ -128,6 +134,17 @@ def _learned(block: Block, points: Points, seen: Outputs, samples: int, recipe: 
     steps = settings.trials * settings.steps(coarse=coarse)
     places = max(math.prod(seen[name].shape[2:]) for name in block.outputs)
     return rounding + _STEP * steps * settings.samples_a_step(places)
+
+
+def _searched(block: Block, points: Points, recipe: Recipe) -> float:
+    """What measuring the block's sensitivities takes, in passes as well."""
+    layers = [points.layers[node] for node in block.nodes if node in points.layers]
+    free = [layer for layer in layers if not layer.edge or recipe.first_last is None]
+    if not recipe.mixed or not free:
+        return 0
+    bits = tuple(Bits(w, a) for w in recipe.offered for a in recipe.offered_activations or (None,))
+    runs = len(combinations({layer.node: bits for layer in free})) / 2  # on half of the samples
+    return recipe.search_samples * (runs + _ROUNDING + _STEP)
 
 
 def _held(blocks: Sequence[Block], sizes: Mapping[str, int]) -> int:

@@ -90,10 +90,13 @@ class Menu:
             raise RecipeError(self._no_influence())
         return latency_cost(model, self.choices, self.fixed, timed, note=note)
 
-    def _no_influence(self) -> str:
+    def measured_ms(self) -> Mapping[str, tuple[float, float]]:
+        """Layer → ms of onnxruntime for one sample here, in integers at any bits and in float."""
         plan = self.sizes.calibration.plan(self.all_bits(finest(self.choices)))
-        times = latency.measured(self.task.model, plan, self.task.target, self.task.recipe.threads)
-        integer, floating = (sum(ms) for ms in zip(*times.values(), strict=True))
+        return latency.measured(self.task.model, plan, self.task.target, self.task.recipe.threads)
+
+    def _no_influence(self) -> str:
+        integer, floating = (sum(ms) for ms in zip(*self.measured_ms().values(), strict=True))
         return (
             "budget latency: onnxruntime's CPU kernels are as fast at 2, 4 and 8 bits: the layers "
             f"take {integer:.3g} ms in integers whatever their bits, {floating:.3g} ms in float; "

@@ -219,6 +219,7 @@ def sensitivities(
     recipe: Recipe | None = None,
     *,
     check_output: bool = False,
+    measure_latency: bool = False,
     work_dir: PathLike | None = None,
     resume: bool = True,
     progress: Progress = silent,
@@ -230,6 +231,7 @@ def sensitivities(
         data: unlabelled samples; None: STEM.calib.npz beside the model.
         recipe: what is offered; None: the defaults.
         check_output: also measure the divergence at the network's output, layer by layer.
+        measure_latency: also time each layer in onnxruntime, in integers and in float.
         work_dir: where finished blocks are kept until all are; None: STEM.sensitivity.work beside
             the model.
         resume: go on with what is there; False: start afresh.
@@ -239,17 +241,20 @@ def sensitivities(
         RecipeError, ModelError, DataError, OutputError: as `quantize`.
     """
     clock, folder = Clock(), _beside(model, "sensitivity", work_dir)
+    wanted = dataclasses.replace(_mixed(recipe), effort="fast", reconstruction=None)
     ready = prepared(
-        Path(model), _mixed(recipe), data=data, evaluation=None, folder=folder, clock=clock,
+        Path(model), wanted, data=data, evaluation=None, folder=folder, clock=clock,
         progress=progress,
     )  # fmt: skip
     menu = _menu(ready)
     with opened(folder, ready.key(), resume=resume) as state:
         space = explored(menu, progress, state=state, check_output=check_output)
         state.discard()
+    keys = ("bitops",) if wanted.latency.model == "onnxruntime" else ("bitops", "latency")
     return Exploration(
         version("onnxbrecq"), source_facts(ready.original), _layers(ready), space.table,
-        {key: space.menu.cost(key) for key in ("size", "bitops")},
+        {key: space.menu.cost(key) for key in keys} | {"size": space.menu.size},
+        menu.measured_ms() if measure_latency else {},
         (*ready.original.notes, *ready.notes, *space.table.notes),
     )  # fmt: skip
 

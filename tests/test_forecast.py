@@ -81,3 +81,15 @@ def test_what_learning_takes_is_that_of_the_schedule(model: Model, data: Dataset
 )
 def test_what_is_said(found: Forecast, said: str) -> None:
     assert found.told() == said
+
+
+def test_choosing_bits_takes_longer_than_having_them(model: Model, data: Dataset) -> None:
+    points, blocks = find_points(model), partition(model)
+    plain, few, many = (
+        forecast(
+            model, blocks, points, data, dataclasses.replace(Recipe(threads=1), **keys)
+        ).seconds  # type: ignore[arg-type]
+        for keys in ({}, {"search": "exact"}, {"search": "exact", "search_samples": 10**6})
+    )
+    assert many > 100 * few
+    assert many > 100 * plain

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "handover": (*LEAVES, "output", "graph", "data", "runtime", "validation"),
     "arising": ("errors", "graph", "data", "runtime"),
     "calibrate": (*LEAVES, "bits", "graph", "data", "emit", "runtime", "arising"),
-    "forecast": (*LEAVES, "graph", "data", "runtime"),
+    "forecast": (*LEAVES, "bits", "graph", "data", "runtime", "search"),
     "bits": ("errors", "recipe", "graph"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "curvature": (*LEAVES, "graph", "runtime", "recon", "parts"),

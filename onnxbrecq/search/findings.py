@@ -23,7 +23,9 @@ class Exploration:
         model: the float file.
         blocks: layer → its block, of all layers that can be quantized.
         table: of losses.
-        costs: `size` and `bitops` of each choice.
+        costs: `size` and `bitops` of each choice; `latency` where a table or an array tells it.
+        measured_ms: layer → ms of onnxruntime here, in integers at any bits and in float; empty
+            unless asked for.
         notes: lines for the reader.
     """
 
@@ -32,6 +34,7 @@ class Exploration:
     blocks: Mapping[str, str]
     table: Sensitivity
     costs: Mapping[str, Cost]
+    measured_ms: Mapping[str, tuple[float, float]]
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -56,10 +59,11 @@ class Exploration:
     def _layers(self) -> Iterator[dict[str, Any]]:
         tables = {name: block for block in self.table.blocks for name in block.layers}
         for name, block in self.blocks.items():
-            table = tables.get(name)
+            table, ms = tables.get(name), self.measured_ms.get(name)
+            timed = {"integer": ms[0], "float": ms[1]} if ms else None
+            layer = {"name": name, "block": block, "measured_ms": timed}
             if table is None:
-                fixed = self.table.fixed[name]
-                yield {"name": name, "block": block, **_pair(fixed), "choices": []}
+                yield {**layer, **_pair(self.table.fixed[name]), "choices": []}
                 continue
             costs = {key: cost.layers.get(name) for key, cost in self.costs.items()}
             choices = [
@@ -72,7 +76,7 @@ class Exploration:
                 }
                 for i, bits in enumerate(table.choices[name])
             ]
-            yield {"name": name, "block": block, **_pair(None), "choices": choices}
+            yield {**layer, **_pair(None), "choices": choices}
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from onnxbrecq.search.table import BlockTable, Combination, Measure, Sensitivity
 from onnxbrecq.state import State
 
 _FINE = 8  # bits at which a weight is as good at its nearest levels
+_NOTHING = np.zeros((), np.float32)  # what errors become that no gradient reaches
 
 Choices = Mapping[str, tuple[Bits, ...]]
 Decided = Mapping[tuple[str, int | None], Decisions]  # layer, bits of its weight
@@ -146,13 +147,13 @@ def _information(
 def _walk(
     run_: _Run, parts: Sequence[Part], progress: Progress, state: State | None
 ) -> tuple[BlockTable, ...]:
-    task = run_.task
+    task, fisher = run_.task, run_.measure == "fisher"
     floats, found = ActivationCache(task.data.inputs), []
     for i, part in enumerate(parts):
         progress("sensitivity", i, len(parts), part.block.name)
         inputs = floats.select(part.block.inputs)
         targets = run(task, part, None, inputs)
-        weights = {n: run_.information[n] for n in targets if n in run_.information}
+        weights = {n: run_.information.get(n, _NOTHING) for n in targets} if fisher else {}
         choices = _choices(task, part, run_.offered)
         if choices:
             recalled = _recalled(state, i, choices, checked_output=run_.check is not None)

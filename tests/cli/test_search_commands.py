@@ -11,7 +11,7 @@ from onnxbrecq_cli.search_rows import interaction_rows, point_rows, sensitivity_
 Run = Callable[..., Any]  # the fixture of conftest.py
 
 PARETO_KEYS = {"cost", "costs", "loss", "sqnr_db", "gap", "seconds", "layers", "verified"}
-LAYER_KEYS = {"name", "block", "weight_bits", "activation_bits", "choices"}
+LAYER_KEYS = {"name", "block", "measured_ms", "weight_bits", "activation_bits", "choices"}
 CHOICE_KEYS = {"weight_bits", "activation_bits", "loss", "added", "output", "size", "bitops"}
 
 
@@ -27,13 +27,14 @@ def test_from_sensitivities_to_a_model_within_its_budget(
 ) -> None:
     table, heat, plot = (model.with_name(n) for n in ("s.json", "s.html", "p.html"))
     done = run("sensitivity", model, "-q", "--recipe", recipe, "--first-last", "free", "--json",
-               table, "--html", heat)  # fmt: skip
+               table, "--html", heat, "--measure-latency")  # fmt: skip
     assert done.status == 0, done.err
     found = json.loads(table.read_text())
     assert {layer["name"] for layer in found["layers"]} == {"first", "second", "head"}
     assert set(found["layers"][0]) >= LAYER_KEYS
     assert set(found["layers"][0]["choices"][0]) >= CHOICE_KEYS
     assert [c["weight_bits"] for c in found["layers"][1]["choices"]] == [2, 4, 8]
+    assert found["layers"][0]["measured_ms"]["integer"] > 0
     assert "W2A8" in done.out
     assert "Plotly.newPlot" in heat.read_text()
 
@@ -115,13 +116,16 @@ def test_an_html_file_is_claimed_first(model: Path, run: Run) -> None:
 
 def test_a_table_of_what_was_not_measured() -> None:
     """Layers without a choice have an empty row, and names of blocks stand beside them."""
-    layer = {"name": "a", "block": "b", "weight_bits": 8, "activation_bits": None, "choices": []}
+    layer = {"name": "a", "block": "b", "weight_bits": 8, "activation_bits": None, "choices": [],
+             "measured_ms": {"integer": 0.5, "float": 1.0}}  # fmt: skip
     choice = {"weight_bits": 4, "activation_bits": 8, "added": 0.5, "output": 0.25}
-    other = {**layer, "name": "c", "choices": [choice]}
+    other = {**layer, "name": "c", "choices": [choice], "measured_ms": None}
     found = {"layers": [layer, other], "output_measure": "kl"}
     columns, rows = sensitivity_table(found)
-    assert columns == ("layer", "block", "W4A8", "KL W4A8")
-    assert rows == [("a", "b", "W8Afloat fixed", ""), ("c", "b", "0.5", "0.25")]
+    assert columns == ("layer", "block", "W4A8", "KL W4A8", "integer ms", "float ms")
+    assert rows == [
+        ("a", "b", "W8Afloat fixed", "", "0.5", "1"), ("c", "b", "0.5", "0.25", "", ""),
+    ]  # fmt: skip
 
 
 def test_the_largest_interactions_come_first() -> None:
