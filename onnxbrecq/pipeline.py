@@ -161,7 +161,7 @@ def quantize(
         evidence = gather(
             float_model, blocks, proto, nearest, samples, threads=recipe.threads, progress=progress
         )
-        write_atomically(Path(report), as_html(found, evidence).encode())
+        write_atomically(Path(report), as_html(found, evidence))
     return found
 
 
@@ -210,7 +210,7 @@ def validate(
         evidence = gather(
             float_model, blocks, proto, None, samples, threads=recipe.threads, progress=progress
         )
-        write_atomically(Path(report), as_html(found, evidence).encode())
+        write_atomically(Path(report), as_html(found, evidence))
     return found
 
 
