@@ -29,13 +29,13 @@ from onnxbrecq.errors import DataError
 from onnxbrecq.graph.layers import weight_layers
 from onnxbrecq.graph.load import read
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
+from onnxbrecq.graph.outline import edit_to_outline
 from onnxbrecq.graph.provenance import provenance
 from onnxbrecq.output import claim_folder, write_folder
 from onnxbrecq.recipe import Preprocess
 from onnxbrecq.runtime.doctor import environment
 from onnxbrecq.runtime.kernels import executed, integer_kernels
 from onnxbrecq.runtime.session import PROVIDER, Session
-from onnxbrecq.runtime.trace import folded
 from onnxbrecq.runtime.verify import FORMAT, MANIFEST, SUMS
 from onnxbrecq.validation.coverage import coverage
 from onnxbrecq.validation.parity import output_scales
@@ -94,7 +94,7 @@ def bundle(
     claim_folder(destination, MANIFEST, force=force)
     proto, files = read(source)
     told = provenance(proto, str(source))
-    model = _as_model(folded(proto), tuple(files))
+    model = _as_model(edit_to_outline(proto, str(source)), tuple(files))
     chosen = _samples(source, model, data, samples, preprocess)
     arrays, listed = _expected(source, proto, model, chosen)
     layers = [layer.name for layer in weight_layers(model)]
@@ -146,11 +146,10 @@ def bundle(
 
 def _as_model(proto: onnx.ModelProto, files: tuple[Path, ...]) -> Model:
     """A quantized model as the package passes models around; its batch is free where it says so."""
-    inferred = onnx.shape_inference.infer_shapes(proto)
-    dims = [value.type.tensor_type.shape.dim for value in inferred.graph.input]
+    dims = [value.type.tensor_type.shape.dim for value in proto.graph.input]
     batched = all(d and not d[0].dim_value for d in dims)
-    signature = tuple(inferred.graph.input), tuple(inferred.graph.output)
-    return Model(inferred, signature, batched, files=files)
+    signature = tuple(proto.graph.input), tuple(proto.graph.output)
+    return Model(proto, signature, batched, files=files)
 
 
 def _samples(

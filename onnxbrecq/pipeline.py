@@ -156,7 +156,7 @@ def quantize(
             best.model, partition(best.model), proto, nearest, ready.task.data,
             threads=ready.recipe.threads, progress=progress,
         )  # fmt: skip
-        write_atomically(Path(report), as_html(result, evidence).encode())
+        write_atomically(Path(report), as_html(result, evidence))
     return result
 
 
@@ -209,7 +209,7 @@ def validate(
         evidence = gather(
             float_model, blocks, proto, None, samples, threads=recipe.threads, progress=progress
         )
-        write_atomically(Path(report), as_html(found, evidence).encode())
+        write_atomically(Path(report), as_html(found, evidence))
     return found
 
 

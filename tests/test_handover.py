@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -162,6 +163,13 @@ def test_layers_that_run_in_float_are_named(made: Path, model: Model, data: Data
     found = missed(verify(made))["integer kernels"]
     assert "0.0000 of the multiply-accumulates, promised are 1.0000" in found
     assert model.nodes[0].name in found
+
+
+def test_the_script_knows_the_kernels_that_the_package_knows() -> None:
+    """It imports nothing of the package, so it says again what an integer kernel is."""
+    script, package = (import_module(f"onnxbrecq.runtime.{n}") for n in ("verify", "kernels"))
+    assert script._INTEGER == package.INTEGER_KERNELS
+    assert script._APPENDED == package._APPENDED
 
 
 def bare(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, save
 
@@ -241,6 +242,16 @@ def test_emit_loads_neither_torch_nor_data(tmp_path: Path) -> None:
     )
     assert output.exists()
     assert done.stdout.splitlines()[-1] == "LOADED onnxruntime"
+
+
+def test_a_hand_over_loads_no_torch(tmp_path: Path) -> None:
+    path, folder = tmp_path / "m.onnx", tmp_path / "bundle"
+    save(matmul(), path)
+    assert heavy_after("bundle", str(path), "-o", str(folder)) == {"onnxruntime"}
+    assert heavy_after("verify", str(folder)) == {"onnxruntime"}
+    np.savez(tmp_path / "d.npz", x=np.ones((4, 3), np.float32))
+    data = ("--reference", str(path), "-d", str(tmp_path / "d.npz"))
+    assert heavy_after("compare", str(path), str(path), *data) == {"onnxruntime"}
 
 
 def test_doctor_loads_onnxruntime() -> None:

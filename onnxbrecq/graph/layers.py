@@ -61,7 +61,7 @@ def _weight(model: Model, node: onnx.NodeProto) -> str | None:
 
 
 def _macs(model: Model, node: onnx.NodeProto, weight: str) -> int:
-    shape = model.initializers[weight].shape
+    shape = tuple(size or 0 for size in model.shapes[weight])
     if node.op_type == "Conv":
         return _per_sample(model, node.output[0]) * prod(shape[1:])
     if node.op_type == "ConvTranspose":

@@ -103,6 +103,7 @@ class Evidence:
         worst: the layers with the most noise.
         thumbnails: samples as images, `data:` addresses.
         front: where there is one.
+        note: what could not be gathered, and why; None: all was.
     """
 
     origin: str
@@ -112,3 +113,4 @@ class Evidence:
     worst: tuple[Distribution, ...]
     thumbnails: tuple[str, ...]
     front: Front | None = None
+    note: str | None = None

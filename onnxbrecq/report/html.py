@@ -19,11 +19,12 @@ from onnxbrecq.report.evidence import Evidence
 from onnxbrecq.report.result import ExecutedKernel, LayerFacts, Result
 from onnxbrecq.report.words import in_bytes, verdict
 
+_APPENDED = ("_token_", "/MatMulAddFusion")
 _PAGE = Path(__file__).with_name("page")
 
 
-def as_html(found: Result, evidence: Evidence) -> str:
-    """The page."""
+def as_html(found: Result, evidence: Evidence) -> bytes:
+    """The page, in UTF-8; half of a character that a name may hold is spelt out."""
     environment = Environment(
         loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -37,7 +38,7 @@ def as_html(found: Result, evidence: Evidence) -> str:
         breakable=_breakable,
     )
     own = {name: Markup((_PAGE / name).read_text("utf-8")) for name in ("page.css", "page.js")}
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         found=found,
         evidence=evidence,
         name=PurePath(found.output.path).name,
@@ -49,6 +50,7 @@ def as_html(found: Result, evidence: Evidence) -> str:
         script=own["page.js"],
         plotly=Markup(get_plotlyjs()),
     )
+    return page.encode("utf-8", "backslashreplace")
 
 
 def _charts(found: Result, evidence: Evidence) -> dict[str, Any]:
@@ -87,8 +89,11 @@ def _kernels(found: Result) -> tuple[ExecutedKernel, ...]:
 
 def _written(node: ExecutedKernel, layers: tuple[LayerFacts, ...]) -> tuple[str, ...]:
     """The layer that an executed node is: onnxruntime appends to its name."""
-    names = [x.name for x in layers if node.name == x.name or node.name.startswith(f"{x.name}_t")]
-    return tuple(sorted(names, key=len)[-1:])
+    behind = {
+        x.name: node.name.removeprefix(x.name) for x in layers if node.name.startswith(x.name)
+    }
+    fits = [n for n, rest in behind.items() if not rest or rest.startswith(_APPENDED)]
+    return tuple(sorted(fits, key=len)[-1:])
 
 
 def _breakable(name: str) -> Markup:

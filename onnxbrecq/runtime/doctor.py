@@ -34,11 +34,15 @@ PACKAGES = (
     "pillow",
     "click",
     "rich",
+    "jinja2",
+    "plotly",
+    "pycocotools",
 )
 # The features that decide which 8-bit kernels onnxruntime picks on x86, as /proc/cpuinfo has them.
 FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
 
-_OPTIONAL = frozenset({"torchvision"})  # needed only by some releases of onnx2torch
+# Needed only by some releases of onnx2torch; for mean average precision.
+_OPTIONAL = frozenset({"torchvision", "pycocotools"})
 _OLDEST_OPSET = 21
 _IR_VERSIONS = {21: 10, 22: 10, 23: 11, 24: 11, 25: 12}
 

@@ -1,7 +1,7 @@
 """Tensors within a graph: of what onnxruntime really executes, of what is written, of constants."""
 
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from onnxbrecq.graph.model import node_inputs
+from onnxbrecq.graph.outline import constant_tensors
 from onnxbrecq.runtime.session import Session, open_session, session_options
 
 
@@ -69,69 +71,26 @@ def constants(model: onnx.ModelProto, names: Collection[str]) -> dict[str, NDArr
         ModelError: onnxruntime cannot compute them.
     """
     graph = model.graph
-    producer = {name: node for node in graph.node for name in node.output}
+    fixed = constant_tensors(graph)
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    needed: dict[str, onnx.NodeProto] = {}
-    found = [name for name in names if _constant(name, producer, tensors, needed)]
-    made = [name for name in found if name in producer]
-    nodes = list({id(node): node for node in needed.values()}.values())
-    read = {name for node in nodes for name in node.input}
+    found = {n: numpy_helper.to_array(tensors[n]) for n in names if n in tensors}
+    made = [name for name in names if name in fixed and name not in tensors]
+    if not made:
+        return found
+    nodes: list[onnx.NodeProto] = []
+    needed = set(made)
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node_inputs(node))
     alone = onnx.helper.make_graph(
-        nodes,
+        nodes[::-1],
         "constants",
         [],
         [onnx.ValueInfoProto(name=name) for name in made],
-        [tensors[name] for name in sorted(read & tensors.keys())],
+        [tensors[name] for name in sorted(needed & tensors.keys())],
     )
     proto = onnx.helper.make_model(
         alone, opset_imports=model.opset_import, ir_version=model.ir_version
     )
-    values = dict(Session(proto, optimize=False, threads=1).run({})) if made else {}
-    plain = {n: numpy_helper.to_array(tensors[n]) for n in found if n not in producer}
-    return {**values, **plain}
-
-
-def _constant(
-    name: str,
-    producer: Mapping[str, onnx.NodeProto],
-    tensors: Mapping[str, onnx.TensorProto],
-    needed: dict[str, onnx.NodeProto],
-) -> bool:
-    """Whether `name` depends on no input; `needed` gets the nodes behind it, in order."""
-    node = producer.get(name)
-    if node is None:
-        return name in tensors
-    if name in needed:
-        return True
-    if not all(_constant(n, producer, tensors, needed) for n in node.input if n):
-        return False
-    needed[name] = node
-    return True
-
-
-def folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every tensor that depends on no input as an initializer.
-
-    Raises:
-        ModelError: onnxruntime cannot compute one.
-    """
-    graph = model.graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    producer = {name: node for node in graph.node for name in node.output}
-    needed: dict[str, onnx.NodeProto] = {}
-    made = [
-        n
-        for node in graph.node
-        for n in node.output
-        if n and _constant(n, producer, tensors, needed)
-    ]
-    gone = set(made)
-    nodes = [node for node in graph.node if not gone.intersection(node.output)]
-    read = {name for node in nodes for name in node.input} | {v.name for v in graph.output}
-    values = constants(model, sorted(gone & read))
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    del found.graph.node[:]
-    found.graph.node.extend(nodes)
-    found.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items())
-    return found
+    return {**found, **Session(proto, optimize=False, threads=1).run({})}

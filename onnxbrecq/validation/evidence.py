@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxbrecq.data.dataset import Dataset, whole
 from onnxbrecq.data.thumbnails import thumbnails
 from onnxbrecq.emit.read import DataGrid, data_grids, weight_scales
+from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.blocks import Block
 from onnxbrecq.graph.layers import WeightLayer, weight_layers
 from onnxbrecq.graph.model import Model
@@ -49,9 +50,27 @@ def gather(
         threads: of onnxruntime.
         progress: told of each batch.
 
-    Raises:
-        ModelError: a model does not run with the tensors within it visible.
+    Where a model does not run with the tensors within it visible, `note` says so in their place.
     """
+    try:
+        return _gathered(
+            model, blocks, quantized, nearest, data, threads=threads, progress=progress
+        )
+    except ModelError as error:
+        note = f"errors within the network were not measured: {error}"
+        return Evidence(data.origin, 0, (), (), (), thumbnails(data, _PICTURES), note=note)
+
+
+def _gathered(
+    model: Model,
+    blocks: Sequence[Block],
+    quantized: onnx.ModelProto,
+    nearest: onnx.ModelProto | None,
+    data: Dataset,
+    *,
+    threads: int | None,
+    progress: Progress,
+) -> Evidence:
     some = data.head(whole(min(_SAMPLES, len(data)), model.file_batch))
     names = [name for block in blocks for name in block.outputs]
     after = tensor_errors(model, quantized, names, some, threads=threads, progress=progress)
@@ -75,7 +94,7 @@ def gather(
 
 
 class _Layers:
-    """The weight layers with their weights, float and as rounded, and some of what they read."""
+    """The weight layers: their weights, float and as rounded, and some of what they read."""
 
     def __init__(
         self, model: Model, quantized: onnx.ModelProto, values: Mapping[str, Array]
@@ -83,21 +102,19 @@ class _Layers:
         self.layers = weight_layers(model)
         names = {layer.name for layer in self.layers}
         nodes = {node.name: node for node in quantized.graph.node}
-        stored = {
+        self._stored = {
             layer.name: nodes[layer.name].input[1]
             for layer in self.layers
             if layer.name in nodes and len(nodes[layer.name].input) > 1
         }
-        rounded = constants(quantized, set(stored.values()))
-        self._weights = {layer.name: model.initializers[layer.weight] for layer in self.layers}
-        self._rounded = {name: rounded[t] for name, t in stored.items() if t in rounded}
+        self._model, self._quantized = model, quantized
         self._scales = weight_scales(quantized, names)
         self._grids = data_grids(quantized, names)
         self._values = values
 
     def noise(self, layer: WeightLayer) -> LayerNoise:
         """What the grids of a layer add."""
-        pair = self._pair(layer.name)
+        pair = self._pair(layer)
         values, grid = self._values.get(layer.name), self._grids.get(layer.name)
         return LayerNoise(
             layer.name,
@@ -113,25 +130,31 @@ class _Layers:
             low, high = ((end - grid.zero) * grid.scale for end in (grid.low, grid.high))
             half, step = grid.scale / 2, grid.scale
             clipped = float(np.mean((values < low - half) | (values > high + half)))
-        weights, levels = self._in_steps(layer.name)
+        weights, levels = self._in_steps(layer)
         return Distribution(
             layer.name, weights, levels, None if values is None else _histogram(values),
             low, high, step, clipped,
         )  # fmt: skip
 
-    def _pair(self, name: str) -> tuple[Array, Array] | None:
-        """The weight in float and as rounded; None where it is not quantized."""
-        weight, rounded = self._weights[name], self._rounded.get(name)
-        if name not in self._scales or rounded is None or rounded.shape != weight.shape:
+    def _pair(self, layer: WeightLayer) -> tuple[Array, Array] | None:
+        """The weight in float and as rounded, read now; None where it is not quantized."""
+        stored = self._stored.get(layer.name)
+        if stored is None or layer.name not in self._scales:
+            return None
+        weight = self._model.initializers[layer.weight]
+        rounded = constants(self._quantized, [stored]).get(stored)
+        if rounded is None or rounded.shape != weight.shape:
             return None
         return weight.astype(np.float32), rounded.astype(np.float32)
 
-    def _in_steps(self, name: str) -> tuple[Histogram | None, tuple[tuple[int, float], ...]]:
+    def _in_steps(
+        self, layer: WeightLayer
+    ) -> tuple[Histogram | None, tuple[tuple[int, float], ...]]:
         """The weights in units of their scale, and the integers that they became."""
-        pair = self._pair(name)
+        pair = self._pair(layer)
         if pair is None:
             return None, ()
-        scale = self._scales[name]
+        scale = self._scales[layer.name]
         integers, counts = np.unique(np.rint(pair[1] / scale).astype(int), return_counts=True)
         shares = (counts / counts.sum()).tolist()
         return _histogram(pair[0] / scale), tuple(zip(integers.tolist(), shares, strict=True))

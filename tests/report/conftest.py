@@ -92,5 +92,5 @@ def page(result: Result, evidence: Evidence, tmp_path: Path) -> Path:
     from onnxbrecq.report.html import as_html  # noqa: PLC0415 -- plotly's script is 5 MB
 
     path = tmp_path / "report.html"
-    path.write_text(as_html(result, evidence), encoding="utf-8")
+    path.write_bytes(as_html(result, evidence))
     return path

@@ -70,7 +70,7 @@ def test_nothing_is_loaded_from_anywhere(page: Path) -> None:
 def test_the_verdict_stands_on_top(
     result: Result, evidence: Evidence, met: bool | None, says: str
 ) -> None:
-    text = as_html(replace(result, gate=Gate({}, met, None)), evidence)
+    text = as_html(replace(result, gate=Gate({}, met, None)), evidence).decode()
     assert re.search(r"<h1><span class=\"badge\">([\w ]+)</span>", text)[1] == says  # type: ignore[index]
 
 
@@ -80,9 +80,25 @@ def test_what_was_not_measured_is_left_out(result: Result, evidence: Evidence) -
         weights_mean_bits=None, activations_mean_bits=None,
     )  # fmt: skip
     none = replace(evidence, growth=(), noise=(), worst=(), thumbnails=(), front=None)
-    text = as_html(bare, none)
-    for part in ("worst", "kernels", "speed", "front", "samples", "notes", "blocks"):
+    text = as_html(bare, none).decode()
+    for part in (
+        "bits",
+        "errors",
+        "worst",
+        "kernels",
+        "speed",
+        "front",
+        "samples",
+        "notes",
+        "blocks",
+    ):
         assert f'<section id="{part}">' not in text
+
+
+def test_half_a_character_in_a_name(result: Result, evidence: Evidence) -> None:
+    text = as_html(replace(result, notes=("a\udc80b",)), replace(evidence, note="not gathered"))
+    assert b"a\\udc80b" in text
+    assert b"<li>not gathered</li>" in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
