@@ -53,7 +53,8 @@ def shown(text: str) -> str:
 
 def _told(error: Exception, *, verbose: bool) -> str:
     if isinstance(error, OnnxbrecqError):
-        return str(error)
+        more = f" (more: docs/troubleshooting.md#{error.topic})" if error.topic else ""
+        return f"{error}{more}"
     if isinstance(error, MemoryError):
         return "out of memory; give fewer samples, or run where there is more"
     hint = "" if verbose else "; run with -v for the traceback"

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import click
 
 from .command import FAILED, INTERRUPTED, say
+from .completion import completion
 from .doctor import doctor
 from .emit import emit
 from .inspect import inspect
 from .quantize import quantize
+from .recipe import recipe
 from .repair import repair
 from .validate import validate
 
@@ -33,6 +35,8 @@ program.add_command(inspect)
 program.add_command(validate)
 program.add_command(emit)
 program.add_command(repair)
+program.add_command(recipe)
+program.add_command(completion)
 program.add_command(doctor)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnxbrecq.plan import QuantPlan
     from onnxbrecq.preview import Preview, preview
     from onnxbrecq.recipe import PRESETS, TARGETS, Preprocess, Recipe, Reconstruction
+    from onnxbrecq.reference import recipe_markdown, recipe_toml
     from onnxbrecq.report.result import Emission, Result
     from onnxbrecq.runtime.doctor import doctor
 
@@ -56,6 +57,8 @@ __all__ = [
     "inspect",
     "preview",
     "quantize",
+    "recipe_markdown",
+    "recipe_toml",
     "repair",
     "validate",
 ]
@@ -83,6 +86,8 @@ _HOMES = {
     "inspect": "onnxbrecq.graph.inspection",
     "preview": "onnxbrecq.preview",
     "quantize": "onnxbrecq.pipeline",
+    "recipe_markdown": "onnxbrecq.reference",
+    "recipe_toml": "onnxbrecq.reference",
     "repair": "onnxbrecq.pipeline",
     "validate": "onnxbrecq.pipeline",
 }

@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "blockwise": (*LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts"),
     "datafree": (*LEAVES, "graph", "data", "runtime", "recon", "report"),
+    "reference": ("recipe",),
     "preview": (*LEAVES, "graph", "data", "runtime"),
     "adoption": (*LEAVES, "graph", "data", "emit", "runtime", "calibrate"),
     "pipeline": (
