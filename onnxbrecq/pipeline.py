@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 
@@ -78,7 +79,8 @@ def quantize(
 
     Args:
         model: a float ONNX file.
-        data: unlabelled calibration samples; None: STEM.calib.npz beside the model.
+        data: unlabelled calibration samples; None: STEM.calib.npz beside the model, else samples
+            made from the model itself.
         recipe: what to do; None: the defaults.
         evaluation: labelled samples; None: STEM.eval.npz beside the model, else none.
         output: where to write; None: STEM.quant.onnx beside the model.
@@ -109,8 +111,7 @@ def quantize(
         for place in (*places(destination, float_model.source_bytes), *kept):
             claim(place, force=force, sources=float_model.files)
         reading = Reading(recipe.preprocess, folder.absolute().parent, progress)
-        found = _samples(data, float_model, recipe, reading)
-        samples, cut = found.data, found.notes
+        samples, cut, made = _samples(data, float_model, recipe, reading)
         float_model = fork(float_model, recipe.activations)
     points, blocks = find_points(float_model), partition(float_model)
     with clock.stage("forecast"):
@@ -145,7 +146,7 @@ def quantize(
     return _result(
         float_model, files, proto,
         blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock, notes=notes,
-        data=DataFacts(samples.origin, len(samples), found.made),
+        data=DataFacts(samples.origin, len(samples), made),
     )  # fmt: skip
 
 
@@ -173,8 +174,7 @@ def validate(
         labelled, notes = _labelled(evaluation, float_model, reading)
         samples, made = labelled, None
         if samples is None:
-            found = _samples(data, float_model, recipe, reading)
-            samples, notes, made = found.data, found.notes, found.made
+            samples, notes, made = _samples(data, float_model, recipe, reading)
     with clock.stage("validate"):
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
@@ -230,41 +230,42 @@ def repair(
         for place in places(destination, sum(path.stat().st_size for path in files)):
             claim(place, force=force, sources=(*files, *float_model.files))
         broken = taken_apart(proto, float_model, str(source))
-        found = _samples(data, float_model, recipe, reading)
+        samples, cut, made = _samples(data, float_model, recipe, reading)
         labelled, more = _labelled(evaluation, float_model, reading)
-        check_origin(broken, float_model, found.data, str(source), recipe)
+        check_origin(broken, float_model, samples, str(source), recipe)
     points, blocks = broken.points, partition(broken.model)
-    ahead = forecast(broken.model, blocks, points, found.data, recipe)
-    progress("forecast", 1, 1, ahead.told())
+    with clock.stage("forecast"):
+        movable = 0 if samples is data else samples.nbytes
+        ahead = forecast(broken.model, blocks, points, samples, recipe, movable=movable)
+        progress("forecast", 1, 1, ahead.told())
     storage = Storage(max(ahead.room, 0), destination.absolute().parent)
     with clock.stage("calibrate"):
-        start = recalibrated(broken, found.data, recipe, progress)
+        samples = samples if samples is data else storage.kept(samples)
+        start = recalibrated(broken, samples, recipe, progress)
     here = any_file(saturates=not saturation_free())
-    task = Task(broken.model, blocks, points, found.data, recipe, here, storage)
+    task = Task(broken.model, blocks, points, samples, recipe, here, storage)
     with clock.stage("reconstruct"):
         walked = walk(task, start, progress)
     with clock.stage("emit"):
-        made = repaired(broken, walked.plan)
-        outputs = written(made, destination, threads=recipe.threads)
+        mended = repaired(broken, walked.plan)
+        outputs = written(mended, destination, threads=recipe.threads)
     with clock.stage("validate"):
         validation = validate_files(
-            destination, float_model, samples=found.data, labelled=labelled,
+            destination, float_model, samples=samples, labelled=labelled,
             max_drop=recipe.max_drop, min_integer=recipe.min_integer,
             threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
-        float_model, outputs, made,
+        float_model, outputs, mended,
         blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock,
-        notes=(*found.notes, *more, *broken.notes),
-        data=DataFacts(found.data.origin, len(found.data), found.made),
+        notes=(*cut, *more, *broken.notes), data=DataFacts(samples.origin, len(samples), made),
     )  # fmt: skip
 
 
 _Read = tuple[Dataset, tuple[str, ...]]  # samples, and what a user should know of them
 
 
-@dataclass(frozen=True)
-class _Samples:
+class _Samples(NamedTuple):
     """Calibration samples, what a user should know of them; how they were made, if they were."""
 
     data: Dataset
