@@ -85,7 +85,8 @@ def _told(error: Exception, *, verbose: bool) -> str:
             f"out of memory{where}; give fewer samples or --max-memory, or run where there is more"
         )
     if isinstance(error, OnnxbrecqError):
-        return str(error)
+        more = f" (more: docs/troubleshooting.md#{error.topic})" if error.topic else ""
+        return f"{error}{more}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}"
     hint = "" if verbose else "; run with -v for the traceback"

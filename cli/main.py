@@ -8,11 +8,13 @@ import click
 from .bundle import bundle
 from .command import FAILED, INTERRUPTED, interruptible, say
 from .compare import compare
+from .completion import completion
 from .doctor import doctor
 from .emit import emit
 from .inspect import inspect
 from .pareto import pareto
 from .quantize import quantize
+from .recipe import recipe
 from .repair import repair
 from .sensitivity import sensitivity
 from .validate import validate
@@ -43,6 +45,8 @@ program.add_command(compare)
 program.add_command(bundle)
 program.add_command(verify)
 program.add_command(repair)
+program.add_command(recipe)
+program.add_command(completion)
 program.add_command(doctor)
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Recipe,
         Reconstruction,
     )
+    from onnxbrecq.reference import recipe_markdown, recipe_toml
     from onnxbrecq.report.comparison import Comparison
     from onnxbrecq.report.junit import as_junit
     from onnxbrecq.report.markdown import as_markdown
@@ -82,6 +83,8 @@ __all__ = [
     "pareto",
     "preview",
     "quantize",
+    "recipe_markdown",
+    "recipe_toml",
     "repair",
     "sensitivities",
     "validate",
@@ -122,6 +125,8 @@ _HOMES = {
     "pareto": "onnxbrecq.pipeline",
     "preview": "onnxbrecq.preview",
     "quantize": "onnxbrecq.pipeline",
+    "recipe_markdown": "onnxbrecq.reference",
+    "recipe_toml": "onnxbrecq.reference",
     "repair": "onnxbrecq.pipeline",
     "sensitivities": "onnxbrecq.pipeline",
     "validate": "onnxbrecq.pipeline",

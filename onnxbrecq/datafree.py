@@ -41,7 +41,7 @@ _SIDE, _LENGTH = 224, 32  # of images and of sequences, where the model takes an
 _TOKENS = 256  # sequences
 # Deviation of inputs: bytes / 255, in [-1, 1], normalised; bytes as they are.
 _SCALES = (0.25, 0.5, 1.0, 60.0)
-_USUAL = 0.7  # between those in use, where nothing tells them apart
+_USUAL = 0.5  # between those in use, where nothing tells them apart
 # A first layer answers to data with a deviation between these multiples of its bias, where
 # BatchNormalization was folded into it: 0.3 to 1.5 measured on eight networks. Below, the data are
 # too small; above, there was none, and the biases tell nothing.

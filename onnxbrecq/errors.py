@@ -1,10 +1,18 @@
 """The errors a user can meet: each says what, where, the value, and what to do next."""
 
+from typing import ClassVar
+
 _LONGEST = 600  # characters of a message: names and what others say may be of any length
 
 
 class OnnxbrecqError(Exception):
-    """Base of every error raised on purpose; its text is one line fit for a shell."""
+    """Base of every error raised on purpose; its text is one line fit for a shell.
+
+    Attributes:
+        topic: heading of docs/troubleshooting.md that says more, or None.
+    """
+
+    topic: ClassVar[str | None] = None
 
     def __init__(self, message: str) -> None:
         text = " ".join(message.split())
@@ -16,9 +24,13 @@ class OnnxbrecqError(Exception):
 class ModelError(OnnxbrecqError):
     """The float model cannot be read, understood or run."""
 
+    topic = "model"
+
 
 class DataError(OnnxbrecqError):
     """Calibration or evaluation data does not fit the model."""
+
+    topic = "data"
 
 
 class RecipeError(OnnxbrecqError):

@@ -89,7 +89,8 @@ def quantize(
 
     Args:
         model: a float ONNX file.
-        data: unlabelled calibration samples; None: STEM.calib.npz beside the model.
+        data: unlabelled calibration samples; None: STEM.calib.npz beside the model, else samples
+            made from the model itself.
         recipe: what to do; None: the defaults.
         evaluation: labelled samples; None: STEM.eval.npz beside the model, else none.
         metric: of accuracy: `mAP`, `mAP50`, or a function of outputs and samples or its name
@@ -189,8 +190,7 @@ def validate(
         labelled, notes = labelled_of(evaluation, float_model, reading)
         samples, made = labelled, None
         if samples is None:
-            read_in = samples_of(data, float_model, recipe, reading)
-            samples, notes, made = read_in.data, read_in.notes, read_in.made
+            samples, notes, made = samples_of(data, float_model, recipe, reading)
         scoring = metric_for(labelled, metric, detections)
     with clock.stage("validate"):
         validation = validate_files(
@@ -357,34 +357,36 @@ def repair(
         for place in places(destination, sum(path.stat().st_size for path in files)):
             claim(place, force=force, sources=(*files, *float_model.files))
         broken = taken_apart(proto, float_model, str(source))
-        found = samples_of(data, float_model, recipe, reading)
+        samples, cut, made = samples_of(data, float_model, recipe, reading)
         labelled, more = labelled_of(evaluation, float_model, reading)
-        check_origin(broken, float_model, found.data, str(source), recipe)
+        check_origin(broken, float_model, samples, str(source), recipe)
     points, blocks = broken.points, partition(broken.model)
-    ahead = forecast(broken.model, blocks, points, found.data, recipe)
-    progress("forecast", 1, 1, ahead.told())
+    with clock.stage("forecast"):
+        movable = 0 if samples is data else samples.nbytes
+        ahead = forecast(broken.model, blocks, points, samples, recipe, movable=movable)
+        progress("forecast", 1, 1, ahead.told())
     storage = Storage(max(ahead.room, 0), destination.absolute().parent)
     with clock.stage("calibrate"):
-        start = recalibrated(broken, found.data, recipe, progress)
+        samples = samples if samples is data else storage.kept(samples)
+        start = recalibrated(broken, samples, recipe, progress)
     here = any_file(saturates=not saturation_free())
-    task = Task(broken.model, blocks, points, found.data, recipe, here, storage)
+    task = Task(broken.model, blocks, points, samples, recipe, here, storage)
     with clock.stage("reconstruct"):
         walked = walk(task, start, progress)
     with clock.stage("emit"):
-        made = repaired(broken, walked.plan)
-        outputs = written(made, destination, threads=recipe.threads)
+        mended = repaired(broken, walked.plan)
+        outputs = written(mended, destination, threads=recipe.threads)
     with clock.stage("validate"):
         validation = validate_files(
-            destination, float_model, samples=found.data, labelled=labelled,
+            destination, float_model, samples=samples, labelled=labelled,
             metric=metric_for(labelled, None, None),
             limits=Limits.of(recipe, float_model.source_bytes), size_bytes=_bytes(outputs),
             threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
-        float_model, outputs, made,
+        float_model, outputs, mended,
         blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock,
-        notes=(*found.notes, *more, *broken.notes),
-        data=DataFacts(found.data.origin, len(found.data), found.made),
+        notes=(*cut, *more, *broken.notes), data=DataFacts(samples.origin, len(samples), made),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from onnxbrecq.bits import Allocation, uniform_bits
 from onnxbrecq.calibrate import Calibration, sampled, without_range
@@ -173,8 +174,7 @@ def _forked(model: Model, recipe: Recipe) -> Model:
 _Read = tuple[Dataset, tuple[str, ...]]  # samples, and what a user should know of them
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """Calibration samples, what a user should know of them; how they were made, if they were."""
 
     data: Dataset

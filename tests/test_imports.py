@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "curvature": (*LEAVES, "graph", "runtime", "recon", "parts"),
     "datafree": (*LEAVES, "graph", "data", "runtime", "recon", "report"),
+    "reference": ("recipe",),
     "preview": (*LEAVES, "graph", "data", "runtime"),
     "adoption": (*LEAVES, "graph", "data", "emit", "runtime", "calibrate"),
     "blockwise": (

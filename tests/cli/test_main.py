@@ -54,7 +54,7 @@ def test_escape_sequences_do_not_reach_the_terminal(
 ) -> None:
     error = onnxbrecq.ModelError("node '\x1b[2J'")
     monkeypatch.setattr(onnxbrecq, "inspect", raising(error), raising=False)
-    assert run("inspect", "m.onnx").error == r"onnxbrecq: node '\x1b[2J'"
+    assert run("inspect", "m.onnx").error.startswith(r"onnxbrecq: node '\x1b[2J' (")
 
 
 def test_version(run: Run) -> None:
