@@ -6,6 +6,7 @@ So whatever is allocated for a constant later is no larger than what was read.
 
 import math
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -34,10 +35,11 @@ def check_tensors(proto: onnx.ModelProto, constants: Constants, where: str) -> N
             _check_type(value, where)
         for sparse in graph.sparse_initializer:
             _check_sparse(sparse, where)
-    whole = {id(tensor) for tensor in proto.graph.initializer if tensor.name in constants}
-    for tensor in (*tensors(proto.graph), *constants.values()):
-        if id(tensor) not in whole:  # the values of those lie in `constants`
-            check_size(tensor, where)
+    own = proto.graph.initializer  # of which the large ones lie in `constants`
+    small = (tensor for tensor in own if tensor.name not in constants)
+    inner = islice(tensors(proto.graph), len(own), None)
+    for tensor in (*small, *inner, *constants.values()):
+        check_size(tensor, where)
 
 
 def item_bits(tensor: TensorProto, where: str) -> int:
