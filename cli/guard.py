@@ -22,13 +22,16 @@ def main() -> int:
     if sys.platform != "linux":
         return program()
     parent = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDED_ON)  # until somebody can take them
     child = os.fork()
     if not child:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDED_ON)
         return FAILED if os.getppid() != parent else program()
     for number in _HANDED_ON:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda received, _frame: os.kill(child, received))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDED_ON)
     return _told(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 

@@ -3,11 +3,15 @@
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import numpy_helper
 
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.model import Model
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("untimed")
 
 _TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>

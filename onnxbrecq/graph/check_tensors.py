@@ -6,6 +6,7 @@ So whatever is allocated for a constant later is no larger than what was read.
 
 import math
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -34,11 +35,10 @@ def check_tensors(proto: onnx.ModelProto, constants: Constants, where: str) -> N
             _check_type(value, where)
         for sparse in graph.sparse_initializer:
             _check_sparse(sparse, where)
-    outer = len(proto.graph.initializer)  # the first that `tensors` gives
-    for i, tensor in enumerate(tensors(proto.graph)):
-        if i >= outer or tensor.name not in constants:
-            check_size(tensor, where)
-    for tensor in constants.values():
+    own = proto.graph.initializer  # of which the large ones lie in `constants`
+    small = (tensor for tensor in own if tensor.name not in constants)
+    inner = islice(tensors(proto.graph), len(own), None)
+    for tensor in (*small, *inner, *constants.values()):
         check_size(tensor, where)
 
 
