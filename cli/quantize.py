@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxbrecq import Recipe
+from onnxbrecq import BLOCK_SIZES, Recipe
 
 from .command import Command
 from .options import (
@@ -44,6 +44,13 @@ _ACTIVATIONS = FLOAT if Recipe.activations is None else Recipe.activations
     callback=bits_or_float,
     metavar="BITS",
     help=f"2, 3, 4, 8, {FLOAT} (weight-only), or 16 (qnn); default {_ACTIVATIONS}.",
+)
+@click.option(
+    "--block-size",
+    type=int,
+    metavar="INPUTS",
+    help=f"Weight-only: a scale for every {', '.join(map(str, BLOCK_SIZES))} inputs of a Gemm or "
+    "MatMul; default: one for each output.",
 )
 @click.option(
     "--first-last",

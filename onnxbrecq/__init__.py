@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from onnxbrecq.graph.inspection import inspect
     from onnxbrecq.pipeline import quantize, validate
     from onnxbrecq.plan import QuantPlan
-    from onnxbrecq.recipe import TARGETS, Preprocess, Recipe, Reconstruction
+    from onnxbrecq.recipe import BLOCK_SIZES, TARGETS, Preprocess, Recipe, Reconstruction
     from onnxbrecq.report.result import Emission, Result
     from onnxbrecq.runtime.doctor import doctor
 
     __version__: str
 
 __all__ = [
+    "BLOCK_SIZES",
     "TARGETS",
     "DataError",
     "Dataset",
@@ -56,6 +57,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BLOCK_SIZES": "onnxbrecq.recipe",
     "DataError": "onnxbrecq.errors",
     "Dataset": "onnxbrecq.data.dataset",
     "Emission": "onnxbrecq.report.result",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxbrecq import affine
 from onnxbrecq.data.dataset import Dataset, whole
-from onnxbrecq.emit.targets import target_for
+from onnxbrecq.emit.targets import PRODUCTS, target_for
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.extract import submodel
 from onnxbrecq.graph.model import Model
@@ -65,6 +65,12 @@ def calibrate(
                 tensors[name] = tensors[point.group]
     for layer in points.layers.values():
         width = recipe.first_last if layer.edge else recipe.weights
+        if recipe.block_size is not None and layer.op in PRODUCTS:
+            qtype = QType(width, target.block_grid(width))
+            tensors[layer.weight] = affine.block_quant(
+                _float(model, layer.weight), qtype, layer.axis, recipe.block_size
+            )
+            continue
         grid = target.weight_grid(width, layer.op, integer_data=layer.data in tensors)
         qtype = QType(width, grid)
         axis = layer.axis if layer.op in target.per_channel else None
@@ -100,9 +106,13 @@ def _weight_quant(
     model: Model, layer: Layer, qtype: QType, axis: int | None, data: TensorQuant | None
 ) -> TensorQuant:
     """The weight at its nearest levels, with a scale for each channel or (`axis` None) one."""
-    weight = np.asarray(model.initializers[layer.weight], np.float32)
+    weight = _float(model, layer.weight)
     least = _least_scale(model, layer, weight, data)
     return affine.weight_quant(weight, qtype, axis, least.max() if axis is None else least)
+
+
+def _float(model: Model, weight: str) -> Array:
+    return np.asarray(model.initializers[weight], np.float32)
 
 
 def _least_scale(model: Model, layer: Layer, weight: Array, data: TensorQuant | None) -> Array:

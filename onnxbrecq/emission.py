@@ -99,6 +99,11 @@ def emitted(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
         data_sha256=plan.data_sha256,
         recipe=plan.recipe,
         bits={layer.node: (_bits(plan, layer.weight), _bits(plan, layer.data)) for layer in layers},
+        blocks={
+            layer.node: size
+            for layer in layers
+            if layer.weight in plan.tensors and (size := plan.tensors[layer.weight].block_size)
+        },
     )
     edit_provenance(proto, told)
     return proto

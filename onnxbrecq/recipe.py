@@ -16,6 +16,7 @@ WEIGHT_BITS = (2, 3, 4, 8)
 ACTIVATION_BITS = (2, 3, 4, 8, 16)
 EFFORTS = ("fast", "balanced", "best", "paper")
 DEVICES = ("auto", "cpu", "cuda")
+BLOCK_SIZES = (16, 32, 64, 128, 256)
 TARGETS = ("ort-cpu", "ort-cpu-avx2", "openvino", "tensorrt", "qnn", "portable")
 
 
@@ -168,6 +169,8 @@ class Recipe:
         weights: bits of weights.
         activations: bits of the activations that weight layers read; 16: of all activations; None
             leaves them all float (weight-only).
+        block_size: inputs of a Gemm or MatMul that share a scale, output by output; None: all do.
+            For weight-only quantization.
         first_last: bits of the first and the last weight layer, weights and inputs.
         effort: how long to optimise.
         target: the runtime the model is for (`onnxbrecq.emit.targets` says what each takes); None:
@@ -187,6 +190,7 @@ class Recipe:
 
     weights: int = 4
     activations: int | None = 8
+    block_size: int | None = None
     first_last: int = 8
     effort: Effort = "balanced"
     target: str | None = None
@@ -203,6 +207,13 @@ class Recipe:
         _one_of("weights", self.weights, WEIGHT_BITS)
         if self.activations is not None:
             _one_of("activations", self.activations, ACTIVATION_BITS)
+        if self.block_size is not None:
+            _one_of("block_size", self.block_size, BLOCK_SIZES)
+            if self.activations is not None:
+                raise RecipeError(
+                    f"block_size = {self.block_size}: integer kernels take one scale for each "
+                    "output of a layer; leave activations float (weight-only), or leave blocks out"
+                )
         _one_of("first_last", self.first_last, WEIGHT_BITS)
         _one_of("effort", self.effort, EFFORTS)
         if self.target is not None:

@@ -36,6 +36,14 @@ def test_a_file_with_every_kind_of_key(tmp_path: Path) -> None:
     )
 
 
+def test_blocks_of_inputs_are_for_weights_alone() -> None:
+    assert Recipe(activations=None, block_size=32).block_size == 32
+    with pytest.raises(RecipeError, match=r"block_size = 32: integer kernels .*weight-only"):
+        Recipe(block_size=32)
+    with pytest.raises(RecipeError, match="block_size = 24: choose one of 16, 32"):
+        Recipe(activations=None, block_size=24)
+
+
 def test_an_empty_table_is_the_default_recipe() -> None:
     assert Recipe.from_table({}) == Recipe()
 

@@ -204,7 +204,7 @@ class _Written:
         integer = data is not None
         packed = stays_packed(weight, self.target, layer.op, integer_data=integer)
         if packed and self.scales[weight.scale.tobytes()] == 1:
-            node.input[1] = write_packed(self.graph, weight, turned=turned)
+            node.input[1] = write_packed(self.graph, weight, self.target, turned=turned)
             kept = [entry for entry in node.attribute if entry.name != "transB"]
             del node.attribute[:]
             node.attribute.extend(kept)
