@@ -71,10 +71,13 @@ def calibrate(
                 _float(model, layer.weight), qtype, layer.axis, recipe.block_size
             )
             continue
-        grid = target.weight_grid(width, layer.op, integer_data=layer.data in tensors)
-        qtype = QType(width, grid)
-        axis = layer.axis if layer.op in target.per_channel else None
-        tensors[layer.weight] = _weight_quant(model, layer, qtype, axis, tensors.get(layer.data))
+        if not layer.integer and layer.op not in target.alone:
+            continue
+        read = tensors.get(layer.data) if layer.integer else None
+        grid = target.weight_grid(width, layer.op, integer_data=read is not None)
+        per_channel = (*target.per_channel, *target.alone)
+        axis = layer.axis if layer.op in per_channel else None
+        tensors[layer.weight] = _weight_quant(model, layer, QType(width, grid), axis, read)
     return QuantPlan(tensors, source_sha256=model.source_sha256, recipe=recipe.decisive().as_json())
 
 

@@ -199,7 +199,8 @@ class _Written:
 
     def constants(self, node: onnx.NodeProto, layer: Layer) -> None:
         """Writes the weight and the bias of a layer, which `node` is to read."""
-        weight, data = self.plan.tensors[layer.weight], self.plan.tensors.get(layer.data)
+        weight = self.plan.tensors[layer.weight]
+        data = self.plan.tensors.get(layer.data) if layer.integer else None
         turned = layer.op == "Gemm" and layer.axis == 0
         integer = data is not None
         packed = stays_packed(weight, self.target, layer.op, integer_data=integer)

@@ -28,6 +28,7 @@ class Target:
         activation_grids: the best first. Affine: unsigned, with any zero point, which is how less
             than 8 and 16 bits are written; signed: INT8 with zero point 0.
         per_channel: the operators whose weight may have a scale for each channel.
+        alone: operators that compute in floats whose weight is quantized all the same.
         storage: of weights below 8 bits. Decoded: packed, and turned into INT8 by nodes that the
             runtime folds at load; plain: packed, read by DequantizeLinear; int8: one in a byte.
         unsigned: weights of 8 bits are stored as UINT8 with zero point 128.
@@ -54,6 +55,7 @@ class Target:
     opset: int
     narrowest: int = 2
     moved: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
     packed_products: bool = False
     blocks: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     lowered: bool = False
@@ -97,6 +99,7 @@ ORT_CPU = Target(
     unsigned=False,
     opset=28,
     moved=("DepthToSpace", "Pad", "SpaceToDepth"),
+    alone=("ConvTranspose",),
     packed_products=True,
     blocks=_BLOCKS,
 )
@@ -116,6 +119,7 @@ ORT_CPU_AVX2 = Target(
     unsigned=True,
     opset=28,
     moved=ORT_CPU.moved,
+    alone=("ConvTranspose",),
     packed_products=True,
     blocks=_BLOCKS,
 )
@@ -236,6 +240,7 @@ def run_here(target: Target, *, saturates: bool) -> Target:
         opset=exact.opset,
         narrowest=exact.narrowest,
         moved=exact.moved,
+        alone=exact.alone,
         packed_products=exact.packed_products,
         lowered=False,
     )
@@ -296,6 +301,8 @@ def refusal(target: Target, quant: TensorQuant, op: str | None) -> str | None:
         quant: the decision.
         op: the operator whose weight it is; None: it is an activation.
     """
+    if op is not None and op not in (*_LAYERS, *target.alone):
+        return f"target {target.name} takes no quantized weight of a {op}"
     bits, grid = quant.qtype.bits, quant.qtype.grid
     kind = "activation" if op is None else "weight"
     allowed = target.activations if op is None else target.weights
@@ -316,7 +323,7 @@ def refusal(target: Target, quant: TensorQuant, op: str | None) -> str | None:
             f"the {grid} grid of {bits}-bit {kind}s cannot be written for target {target.name}: "
             f"{target.computes}"
         )
-    if op is not None and quant.axis is not None and op not in target.per_channel:
+    if op in _LAYERS and quant.axis is not None and op not in target.per_channel:
         return f"target {target.name} takes one scale for the weight of a {op}, not one per channel"
     return None
 

@@ -60,7 +60,8 @@ def _shared(model: Model) -> dict[str, str]:
     return {
         name: layer.data
         for name, layer in found.layers.items()
-        if not layer.edge
+        if layer.integer
+        and not layer.edge
         and layer.data in model.producer
         and layer.data in found.points
         and found.points[layer.data].group in others

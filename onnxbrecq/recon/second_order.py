@@ -125,6 +125,8 @@ class _Rounding:
 
     def _round(self, site: Site) -> None:
         layer, matrix = site.layer, site.matrix
+        if not site.readable:
+            return
         with placed(self._problem.block, self._problem.device):
             found = gather(site, self._batches(site), self._generator)
         if found is None:
@@ -146,7 +148,7 @@ class _Rounding:
         self._aims[layer.weight] = site.restored(aim)
         if layer.bias is not None:
             made = torch.from_numpy(affine.dequantize(rounded.levels, rounded))  # type: ignore[arg-type]
-            made = made.movedim(layer.axis, 0).reshape(matrix.shape)
+            made = site.as_matrix(made)
             read = moments.read.reshape(site.groups, -1)
             bias = moments.missed + torch.einsum("gok,gk->go", matrix - made, read)
             self._biases[layer.bias] = bias.reshape(-1)
@@ -156,7 +158,8 @@ class _Rounding:
         one = self._real.at(np.zeros(1, np.intp))
         with torch.no_grad():
             made = self._problem.block.run(one, outputs=[site.wanted])[site.wanted]
-        places = made.numel() / len(site.first)
+        groups, outputs, _ = site.matrix.shape
+        places = made.numel() / (groups * outputs)
         return int(np.clip(_SPREAD * places_wanted(site) / places, *_SAMPLES))
 
     def _batches(self, site: Site) -> Iterator[Batch]:

@@ -37,6 +37,7 @@ _SHAPES = {
     "l0": (4, 4, 3), "l1": (4, 4, 3), "v0": (4, 4, 3, 3, 3), "v1": (4, 4, 3, 3, 3),
     **dict.fromkeys(("m0", "m1", "m2", "m3"), (8, 8)), "gain": (8,), "shift": (8,),
     "table": (10, 8), "k0": (8, 72), "k1": (72, 12), "k2": (8, 72), "s0": (72, 72), "bias": (72,),
+    "t1": (4, 2, 3), "t2": (4, 1, 2), "t3": (4, 4, 2, 2, 2),
 }  # fmt: skip
 _IMAGE, _LINE, _VOLUME, _TOKENS, _IDS = (
     "float[N, 4, 6, 6] x", "float[N, 4, 9] x", "float[N, 4, 5, 5, 5] x", "float[N, 5, 8] x",
@@ -121,6 +122,13 @@ _WEIGHT_ONLY = {
              c = Gemm (b, m2, shift) y = Gemm (c, m3, shift)""",
              "Gemm MatMulNBits MatMulNBits Gemm"),
     "conv": (_IMAGE, "a = Conv (x, w0) b = Conv (a, w1) y = Conv (b, w2)", "Conv Conv Conv"),
+    "transposed": (_IMAGE, """a = Conv (x, w0) b = ConvTranspose <strides = [2, 2]> (a, transposed)
+                   y = Conv (b, w1)""", "Conv ConvTranspose Conv"),
+    "transposed-groups": (_LINE, """a = Conv (x, l0) b = ConvTranspose <group = 2> (a, t1)
+                          c = ConvTranspose <group = 4> (b, t2) y = Conv (c, l1)""",
+                          "Conv ConvTranspose ConvTranspose Conv"),
+    "transposed-volume": (_VOLUME, """a = Conv (x, v0) b = ConvTranspose (a, t3)
+                          y = Conv (b, v1)""", "Conv ConvTranspose Conv"),
     "shared": (_TOKENS, """a = MatMul (x, m0) b = MatMul (a, m1) c = MatMul (b, m1)
                y = MatMul (c, m2)""", "MatMul MatMul MatMul MatMul"),
 }  # fmt: skip
@@ -183,7 +191,7 @@ def test_kernels(name: str, bits: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("bits", [3, 4])
 @pytest.mark.parametrize("name", _WEIGHT_ONLY)
-def test_weight_only_products_stay_packed(name: str, bits: int) -> None:
+def test_weights_alone(name: str, bits: int) -> None:
     signature, body, wanted = _WEIGHT_ONLY[name]
     model = _model(signature, body)
     data = _data(model)
@@ -268,3 +276,17 @@ def test_layers_that_share_a_weight_share_its_bytes() -> None:
     model = _model(signature, body)
     proto = emit(model, _planned(model, _data(model), 8, 8), ORT_CPU_AVX2)
     assert sum(list(tensor.dims) == [4, 4, 1, 1] for tensor in proto.graph.initializer) == 1
+
+
+def test_the_weight_of_a_transposed_convolution_is_stored_in_few_bits() -> None:
+    """... beside integers too, and the node is named as one that computes in floats."""
+    signature, body, _ = _INTEGER["transposed"]
+    model = _model(signature, body)
+    proto = emit(model, _planned(model, _data(model), 4, 8), ORT_CPU_AVX2)
+    layers = find_points(model).layers
+    (name,) = (node for node, layer in layers.items() if layer.op == "ConvTranspose")
+    assert stored_bits(proto, (name,))[name][0] == 4
+    packed = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.UINT4]
+    assert [list(tensor.dims) for tensor in packed] == [[4, 4, 2, 2]]
+    told = {node.name: node.reason for node in find_points(model).float_nodes}
+    assert "its weight alone is quantized" in told[name]

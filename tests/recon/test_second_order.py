@@ -19,7 +19,7 @@ from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon import grids
 from onnxbrecq.recon.bridge import import_block
 from onnxbrecq.recon.grids import stored
-from onnxbrecq.recon.moments import Moments, split
+from onnxbrecq.recon.moments import Moments, Site, _Places, split
 from onnxbrecq.recon.problem import BlockData, Problem
 from onnxbrecq.recon.second_order import (
     _joined,
@@ -40,6 +40,13 @@ _LAYERS: dict[str, tuple[str, str, Mapping[str, tuple[int, ...]]]] = {
                   {"w": (6, 1, 3, 3), "b": (6,)}),
     "sequence": ("float[N, 6, 20] x", "h = Conv (x, w, b) y = Relu (h)",
                  {"w": (5, 6, 3), "b": (5,)}),
+    "transposed": ("float[N, 6, 5, 5] x",
+                   "h = ConvTranspose <strides = [2, 1], pads = [1, 0, 0, 1], dilations = [1, 2], "
+                   "output_padding = [1, 0]> (x, w, b) y = Relu (h)",
+                   {"w": (6, 4, 3, 2), "b": (4,)}),
+    "transposed depthwise": ("float[N, 6, 7] x",
+                             "h = ConvTranspose <group = 6, strides = [2]> (x, w, b) y = Relu (h)",
+                             {"w": (6, 1, 4), "b": (6,)}),
     "gemm": ("float[N, 24] x", "h = Gemm <transB = 1> (x, w, b) y = Relu (h)",
              {"w": (7, 24), "b": (7,)}),
     "matmul": ("float[N, 5, 24] x", "h = MatMul (x, w) y = Relu (h)", {"w": (24, 7)}),
@@ -143,6 +150,25 @@ def test_blocks_may_lie_in_pieces(pieces: int) -> None:
         zero_point=stored(grid.offset, quant).astype(np.int32),
     )  # fmt: skip
     assert error(made) < 0.75 * error(quant)
+
+
+@pytest.mark.parametrize("name", ["conv", "stride", "groups", "depthwise", "sequence",
+                                  "transposed", "transposed depthwise"])  # fmt: skip
+def test_what_outputs_read_makes_them(name: str) -> None:
+    problem, data, _ = _problem(*_LAYERS[name], 4)
+    (layer,) = problem.points.layers.values()
+    weight, bias = (torch.from_numpy(np.array(problem.constants[n]))
+                    for n in (layer.weight, layer.bias))  # fmt: skip
+    x = torch.from_numpy(data.inputs["x"])
+    layer_output = problem.block.run({"x": x}, outputs=["h"])["h"].detach()
+    site = Site(layer, problem.nodes[0], weight, "h", None)
+    places = _Places(site, x, layer_output.numel(), torch.Generator())
+    matrix = site.matrix
+    read = places.read(x).reshape(-1, site.groups, matrix.shape[2])
+    found = torch.einsum("pgk,gok->pgo", read, matrix).flatten(1) + bias
+    made = places.made(layer_output)
+    torch.testing.assert_close(found, made, rtol=1e-4, atol=1e-4 * float(made.abs().max()))
+    np.testing.assert_array_equal(site.restored(matrix), weight.numpy())
 
 
 def test_half_of_the_error_goes_on_average() -> None:
