@@ -168,7 +168,8 @@ class LearnedBias(nn.Module):
         assert weight.levels is not None
         terms = weight.levels.size / len(bias)
         scale = affine.channel_scale(weight)
-        unit = np.broadcast_to(scale * math.sqrt(terms) / 4 * reach, bias.shape)
+        # (A group of a ConvTranspose has as many scales as channels, the same for all groups.)
+        unit = np.resize(scale * math.sqrt(terms) / 4 * reach, bias.shape)
         self.register_buffer("start", torch.from_numpy(np.array(bias, np.float32)))
         self.register_buffer("unit", torch.from_numpy(np.array(unit, np.float32)))
         self.shift = nn.Parameter(torch.zeros(len(bias)))
