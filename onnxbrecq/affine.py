@@ -107,6 +107,17 @@ def block_quant(matrix: Array, qtype: QType, axis: int, block_size: int) -> Tens
     return _at_levels(matrix, TensorQuant(qtype, scale, zero, axis, block_size=block_size))
 
 
+def turned(quant: TensorQuant) -> TensorQuant:
+    """The decision on the transposed matrix, of one with a scale for each channel or block."""
+    assert quant.axis is not None
+    assert quant.levels is not None
+    return dataclasses.replace(
+        quant, axis=1 - quant.axis, levels=np.ascontiguousarray(quant.levels.T),
+        scale=np.ascontiguousarray(quant.scale.T),
+        zero_point=np.ascontiguousarray(quant.zero_point.T),
+    )  # fmt: skip
+
+
 def _at_levels(weight: Array, quant: TensorQuant) -> TensorQuant:
     """The decision with each weight at its nearest level."""
     levels = np.ascontiguousarray(quantize(weight, quant), np.uint8)

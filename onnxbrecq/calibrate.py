@@ -23,6 +23,7 @@ from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.runtime.session import Session
 
+TABLE_BITS = 8
 SAMPLES = 256  # of which activation ranges are taken
 _VALUES = 1 << 17  # values kept of each activation
 _BATCH = 8
@@ -63,9 +64,12 @@ def calibrate(
         for name, point in points.points.items():
             if point.kind == "activation" and point.group in tensors:
                 tensors[name] = tensors[point.group]
+    tied = points.tied() if "Gather" in target.alone else frozenset()
     for layer in points.layers.values():
         width = recipe.first_last if layer.edge else recipe.weights
-        if recipe.block_size is not None and layer.op in PRODUCTS:
+        if layer.weight in tied:
+            width = TABLE_BITS
+        elif recipe.block_size is not None and layer.op in PRODUCTS:
             qtype = QType(width, target.block_grid(width))
             tensors[layer.weight] = affine.block_quant(
                 _float(model, layer.weight), qtype, layer.axis, recipe.block_size
@@ -78,7 +82,24 @@ def calibrate(
         per_channel = (*target.per_channel, *target.alone)
         axis = layer.axis if layer.op in per_channel else None
         tensors[layer.weight] = _weight_quant(model, layer, QType(width, grid), axis, read)
+    if "Gather" in target.alone:
+        tensors.update(_tables(model, points, tensors))
     return QuantPlan(tensors, source_sha256=model.source_sha256, recipe=recipe.decisive().as_json())
+
+
+def _tables(
+    model: Model, points: Points, decided: Mapping[str, TensorQuant]
+) -> dict[str, TensorQuant]:
+    """The decisions on tables: that of the layer that each is tied to, or a scale for each row."""
+    found = {}
+    for table in points.tables.values():
+        if table.tied is None:
+            qtype, floor = QType(TABLE_BITS, "signed"), np.zeros(1, np.float32)
+            found[table.weight] = affine.weight_quant(_float(model, table.weight), qtype, 0, floor)
+        else:
+            quant = decided[table.tied.weight]
+            found[table.weight] = quant if quant.axis == 0 else affine.turned(quant)
+    return found
 
 
 def without_range(points: Points, plan: QuantPlan, recipe: Recipe) -> tuple[str, ...]:

@@ -24,7 +24,9 @@ def _data(kind: str, count: int) -> Dataset:
 
 def _quantized(path: Path, **asked: object) -> Result:
     recipe = Recipe(effort="fast", threads=1, **asked)  # type: ignore[arg-type]
-    return quantize(_SOURCE, _data("calib", 256), recipe, evaluation=_data("eval", 200), output=path)
+    return quantize(
+        _SOURCE, _data("calib", 256), recipe, evaluation=_data("eval", 200), output=path
+    )
 
 
 def _shorter(path: Path) -> float:

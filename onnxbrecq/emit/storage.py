@@ -129,8 +129,19 @@ def write_weight(
             kind = _SIGNED[container_bits(quant.qtype.bits, target)] if plain else np.int8
             inputs.append(graph.constant("z", np.zeros(quant.scale.shape, kind)))
         return graph.node("DequantizeLinear", inputs, graph.name("w"), **axis)
-    assert quant.levels is not None
     codes = graph.node("Cast", [_int8(graph, quant, target)], graph.name("w"), to=TensorProto.FLOAT)
+    return graph.node("Mul", [codes, _along(graph, "s", quant.scale, quant)], graph.name("w"))
+
+
+def write_shared(
+    graph: GraphWriter, quant: TensorQuant, target: Target, *, integer_data: bool
+) -> str:
+    """Decodes once more, to floats, the bytes that `write_weight` stores for a layer."""
+    if not (integer_data and target.unsigned and quant.qtype.bits == 8):
+        return write_weight(graph, quant, target, op="Gather", integer_data=False)
+    codes = graph.node("Cast", [_uint8(graph, quant)], graph.name("w"), to=TensorProto.FLOAT)
+    middle = graph.shared("f128", np.asarray(128, np.float32))
+    codes = graph.node("Sub", [codes, middle], graph.name("w"))
     return graph.node("Mul", [codes, _along(graph, "s", quant.scale, quant)], graph.name("w"))
 
 

@@ -99,7 +99,7 @@ ORT_CPU = Target(
     unsigned=False,
     opset=28,
     moved=("DepthToSpace", "Pad", "SpaceToDepth"),
-    alone=("ConvTranspose",),
+    alone=("ConvTranspose", "Gather"),
     packed_products=True,
     blocks=_BLOCKS,
 )
@@ -119,7 +119,7 @@ ORT_CPU_AVX2 = Target(
     unsigned=True,
     opset=28,
     moved=ORT_CPU.moved,
-    alone=("ConvTranspose",),
+    alone=("ConvTranspose", "Gather"),
     packed_products=True,
     blocks=_BLOCKS,
 )

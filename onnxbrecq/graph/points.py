@@ -12,6 +12,10 @@ Five kinds of operators decide:
 - *activation functions* Relu and Clip(0, c): belong to the quantizer behind them, whose
   saturation does their work; the tensor in front of one carries no quantizer of its own.
 
+The rows of a *table* that a Gather reads (an embedding) have 8 bits and a scale each: a row is
+looked up, and its error not averaged over. Where a layer multiplies by the same table, both are one
+decision.
+
 One tensor has one quantizer, for all its readers. The bits asked for hold for what layers read;
 every other quantized tensor has 8.
 """
@@ -35,6 +39,7 @@ CARRIERS = frozenset(
      "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )  # fmt: skip
 _FLOAT = onnx.TensorProto.FLOAT
+_WIDTH = 8  # values of a row, from which on a scale of its own is worth its bytes
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,21 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A constant that a Gather looks rows up in: an embedding.
+
+    Attributes:
+        node: the Gather's name.
+        weight: initializer name, [rows, width].
+        tied: the layer whose weight is the same table, or its transpose; None: there is none.
+    """
+
+    node: str
+    weight: str
+    tied: Layer | None
+
+
+@dataclass(frozen=True)
 class FloatNode:
     """A node that stays float, and why."""
 
@@ -102,11 +122,23 @@ class FloatNode:
 
 @dataclass(frozen=True)
 class Points:
-    """All points of a model by tensor name, its layers by node name, and what stays float."""
+    """All points of a model by tensor name, its layers by node name, and what stays float.
+
+    Tables are those of Gather nodes, by node name.
+    """
 
     points: Mapping[str, QuantPoint]
     layers: Mapping[str, Layer]
     float_nodes: tuple[FloatNode, ...]
+    tables: Mapping[str, Table]
+
+    def tied(self) -> frozenset[str]:
+        """The weights of layers that are tables as well: they are not learned.
+
+        What is looked up goes into the first block, and the layer is in the last.
+        """
+        tables = self.tables.values()
+        return frozenset(table.tied.weight for table in tables if table.tied is not None)
 
 
 def find_points(model: Model) -> Points:
@@ -135,7 +167,10 @@ def find_points(model: Model) -> Points:
         points[layer.weight] = QuantPoint(
             layer.weight, "weight", layer.axis, (layer.node,), layer.weight, (layer.node,)
         )
-    return Points(points, layers, _float_nodes(model, layers, quantized, refused))
+    tables = _tables(model, layers)
+    told = dict.fromkeys(tables, "it looks up floats: its table alone is quantized")
+    floats = _float_nodes(model, layers, quantized, {**refused, **told})
+    return Points(points, layers, floats, tables)
 
 
 def activation_bounds(model: Model, tensor: str) -> tuple[bool, float | None]:
@@ -207,6 +242,28 @@ def _layers(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
         name: Layer(name, nodes[name].op_type, *parts, edge=name in edges)
         for name, parts in found.items()
     }, refused
+
+
+def _tables(model: Model, layers: Mapping[str, Layer]) -> dict[str, Table]:
+    """The tables of the Gather nodes, and the layers that multiply by the same values."""
+    found = {}
+    for node in model.nodes:
+        table = model.initializers.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is None or node.domain not in STANDARD_DOMAINS or table.ndim != 2:
+            continue
+        whole = attribute(node, "axis", 0) == 0 and table.shape[1] >= _WIDTH
+        if whole and model.dtypes.get(node.input[0]) == _FLOAT:
+            same = (one for one in layers.values() if one.integer and _same(model, one, table))
+            found[node.name] = Table(node.name, node.input[0], next(same, None))
+    return found
+
+
+def _same(model: Model, layer: Layer, table: np.ndarray) -> bool:
+    """Whether the layer makes one output of each row of the table."""
+    if layer.op == "Conv":
+        return False
+    weight = model.initializers[layer.weight]
+    return np.array_equal(weight if layer.axis == 0 else weight.T, table)
 
 
 def _axis(model: Model, node: onnx.NodeProto) -> int:

@@ -22,7 +22,7 @@ class Provenance:
         source_sha256: of the float model's file.
         data_sha256: of the calibration samples.
         recipe: what was asked for, as plain JSON values.
-        bits: layer → bits of its weight and of the data it reads; None: float.
+        bits: layer → bits of its weight and of the data it reads; None: float. Of tables too.
         blocks: layer → inputs that share a scale of its weight, where not all do.
     """
 

@@ -10,7 +10,7 @@ from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.read import stored_bits, stored_blocks
-from onnxbrecq.emit.targets import ORT_CPU_AVX2
+from onnxbrecq.emit.targets import ORT_CPU, ORT_CPU_AVX2
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.extract import extract
 from onnxbrecq.graph.fork import fork
@@ -290,3 +290,40 @@ def test_the_weight_of_a_transposed_convolution_is_stored_in_few_bits() -> None:
     assert [list(tensor.dims) for tensor in packed] == [[4, 4, 2, 2]]
     told = {node.name: node.reason for node in find_points(model).float_nodes}
     assert "its weight alone is quantized" in told[name]
+
+
+_TIED = {
+    "matmul": """e = Gather (table, x) a = MatMul (e, m0)
+              t = Transpose <perm = [1, 0]> (table) y = MatMul (a, t)""",
+    "gemm": """one = Constant <value = int64 {0}> () e = Gather (table, x)
+            p = Gather <axis = 1> (e, one) a = Gemm (p, m0) y = Gemm <transB = 1> (a, table)""",
+    "nothing": "e = Gather (table, x) a = MatMul (e, m0) y = MatMul (a, m1)",
+}
+
+
+@pytest.mark.parametrize("asked", [(8, 8, None), (4, 8, None), (4, None, None), (4, None, 32)],
+                         ids=["W8A8", "W4A8", "W4", "W4 in blocks"])  # fmt: skip
+@pytest.mark.parametrize("name", _TIED)
+def test_a_table_has_8_bits_and_is_stored_once(
+    name: str, asked: tuple[int, int | None, int | None]
+) -> None:
+    model = _model(_IDS, _TIED[name])
+    data = _data(model)
+    bits, activations, size = asked
+    plan = _planned(model, data, bits, activations, **({"block_size": size} if size else {}))
+    tables = find_points(model).tables
+    (table,) = tables.values()
+    assert (table.tied is None) == (name == "nothing")
+    for target in (ORT_CPU, ORT_CPU_AVX2):
+        proto = emit(model, plan, target)
+        onnx.checker.check_model(proto, full_check=True)
+        large = [t for t in proto.graph.initializer if sorted(t.dims) == [8, 10]]
+        assert [t.data_type in {onnx.TensorProto.INT8, onnx.TensorProto.UINT8} for t in large] == [
+            True
+        ]
+        looked_up = [node for node in executed(proto, threads=1) if node.op == "Gather"]
+        assert looked_up
+        assert not {"Cast", "Transpose"} & {node.op for node in executed(proto, threads=1)}
+        plain = Session(proto, optimize=False, threads=1).run(data.inputs)["y"]
+        wanted = Session(model.proto, threads=1).run(data.inputs)["y"]
+        assert np.square(plain - wanted).sum() < 3e-2 * np.square(wanted).sum()
