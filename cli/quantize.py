@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from onnxbrecq import Recipe
+from onnxbrecq import BLOCK_SIZES, Recipe
 
 from .command import Command
 from .environment import spin_briefly
@@ -36,6 +36,13 @@ from .options import (
     help=f"2, 3, 4 or 8; default {Recipe.weights}.",
 )
 @bits
+@click.option(
+    "--block-size",
+    type=int,
+    metavar="INPUTS",
+    help=f"Weight-only: a scale for every {', '.join(map(str, BLOCK_SIZES))} inputs of a Gemm or "
+    "MatMul; default: one for each output.",
+)
 @mixing
 @budgeted
 @SENSITIVITY

@@ -124,9 +124,13 @@ def emission(found: Json, json: Path | None, *, quiet: bool) -> None:
 def inspection(found: Json, json: Path | None, *, quiet: bool) -> None:
     """Shows the structure of a model, from the JSON of `inspect`."""
     if "quantized" in found:
-        bits = ("weight_bits", "activation_bits")
-        rows = [[x["name"], *(str(x[key] or "float") for key in bits)] for x in found["layers"]]
-        table = _section("Layers", ("layer", "weight bits", "data bits"), rows)
+        rows = [
+            [x["name"], str(x["weight_bits"] or "float"), str(x["block_size"] or "all"),
+             str(x["activation_bits"] or "float")]
+            for x in found["layers"]
+        ]  # fmt: skip
+        columns: tuple[str, ...] = ("layer", "weight bits", "inputs a scale", "data bits")
+        table = _section("Layers", columns, rows)
         _deliver([_pairs(_quantized_rows(found)), *table], found, json, quiet=quiet)
         return
     parts: list[RenderableType] = [_pairs(_model_rows(found))]

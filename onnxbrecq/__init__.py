@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onnxbrecq.plan import QuantPlan
     from onnxbrecq.preview import Preview, preview
     from onnxbrecq.recipe import (
+        BLOCK_SIZES,
         PRESETS,
         TARGETS,
         Budget,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "BLOCK_SIZES",
     "PRESETS",
     "TARGETS",
     "Budget",
@@ -92,6 +94,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BLOCK_SIZES": "onnxbrecq.recipe",
     "Budget": "onnxbrecq.recipe",
     "Bundle": "onnxbrecq.handover",
     "Comparison": "onnxbrecq.report.comparison",

@@ -82,7 +82,7 @@ def taken_apart(proto: onnx.ModelProto, reference: Model, where: str) -> Repair:
     }
     fixed = [name for name in adopted.weights if name not in {x.weight for x in layers.values()}]
     model = _with_values(bare, _float_values(reference, found, layers, where, bare))
-    points = Points(_points(model, adopted, layers), layers, found.float_nodes)
+    points = Points(_points(model, adopted, layers), layers, found.float_nodes, {})
     tensors = {name: adopted.activations[name].quant for name in adopted.activations
                if name in points.points}  # fmt: skip
     for layer in layers.values():

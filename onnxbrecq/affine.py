@@ -37,17 +37,29 @@ def offsets(qtype: QType, zero_point: NDArray[np.int32]) -> NDArray[np.int32]:
     return zero_point
 
 
-def along(vector: NDArray[_T], axis: int | None, ndim: int) -> NDArray[_T]:
-    """`vector` [C] reshaped to broadcast along `axis` of a tensor with `ndim` dimensions."""
-    if axis is None:
-        return vector.reshape(())
-    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
+def along(values: NDArray[_T], quant: TensorQuant, shape: tuple[int, ...]) -> NDArray[_T]:
+    """One of `values` (of the scale's shape) for each element of a tensor, as broadcasting goes."""
+    if quant.axis is None:
+        return values.reshape(())
+    if quant.block_size is None:
+        return values.reshape([-1 if i == quant.axis else 1 for i in range(len(shape))])
+    inputs = 1 - quant.axis
+    spread = np.repeat(values, quant.block_size, axis=inputs)
+    return spread[tuple(slice(size) for size in shape)]
+
+
+def channel_scale(quant: TensorQuant) -> Array:
+    """The scale of each channel [C], or (); of blocks the root of the mean square."""
+    if quant.block_size is None or quant.axis is None:
+        return quant.scale
+    mean: Array = np.square(quant.scale).mean(axis=1 - quant.axis)
+    return np.sqrt(mean)
 
 
 def quantize(values: Array, quant: TensorQuant) -> Levels:
     """The nearest level of each value; uint16 where there are more than 8 bits."""
-    scale = along(quant.scale, quant.axis, values.ndim)
-    offset = along(offsets(quant.qtype, quant.zero_point), quant.axis, values.ndim)
+    scale = along(quant.scale, quant, values.shape)
+    offset = along(offsets(quant.qtype, quant.zero_point), quant, values.shape)
     levels = np.rint((values / scale + offset) / quant.qtype.step)
     kind = np.uint8 if quant.qtype.bits <= 8 else np.uint16
     return np.clip(levels, 0, quant.qtype.levels - 1).astype(kind)
@@ -55,13 +67,13 @@ def quantize(values: Array, quant: TensorQuant) -> Levels:
 
 def integers(levels: Levels, quant: TensorQuant) -> NDArray[np.int32]:
     """The integers that an integer kernel multiplies: step * level - offset."""
-    offset = along(offsets(quant.qtype, quant.zero_point), quant.axis, levels.ndim)
+    offset = along(offsets(quant.qtype, quant.zero_point), quant, levels.shape)
     return levels.astype(np.int32) * quant.qtype.step - offset.astype(np.int32)
 
 
 def dequantize(levels: Levels, quant: TensorQuant) -> Array:
     """The values that `levels` stand for, float32."""
-    scale = along(quant.scale, quant.axis, levels.ndim)
+    scale = along(quant.scale, quant, levels.shape)
     return (integers(levels, quant).astype(np.float32) * scale).astype(np.float32)
 
 
@@ -75,19 +87,54 @@ def weight_quant(weight: Array, qtype: QType, axis: int | None, floor: Array) ->
         floor: [C] (or a scalar array): the least scale allowed, so that an int32 bias fits.
     """
     rows = _rows(weight, axis)  # [C, N]
-    lowest = np.broadcast_to(floor.reshape(-1), len(rows))
+    scale, zero = _searched(rows, qtype, np.broadcast_to(floor.reshape(-1), len(rows)))
+    shape = () if axis is None else (len(rows),)
+    return _at_levels(weight, TensorQuant(qtype, scale.reshape(shape), zero.reshape(shape), axis))
+
+
+def block_quant(matrix: Array, qtype: QType, axis: int, block_size: int) -> TensorQuant:
+    """Likewise with a scale for each `block_size` consecutive values of a channel of a matrix."""
+    rows = matrix if axis == 0 else matrix.T  # [C, K]
+    channels, length = rows.shape
+    full = length - length % block_size
+    parts = [rows[:, :full].reshape(-1, block_size)] if full else []
+    parts += [rows[:, full:]] if full < length else []
+    found = [_searched(part, qtype, np.zeros(len(part), np.float32)) for part in parts]
+    scale, zero = (
+        np.concatenate([values.reshape(channels, -1) for values in several], axis=1)
+        for several in zip(*found, strict=True)
+    )
+    if axis == 1:
+        scale, zero = np.ascontiguousarray(scale.T), np.ascontiguousarray(zero.T)
+    return _at_levels(matrix, TensorQuant(qtype, scale, zero, axis, block_size=block_size))
+
+
+def turned(quant: TensorQuant) -> TensorQuant:
+    """The decision on the transposed matrix, of one with a scale for each channel or block."""
+    assert quant.axis is not None
+    assert quant.levels is not None
+    return dataclasses.replace(
+        quant, axis=1 - quant.axis, levels=np.ascontiguousarray(quant.levels.T),
+        scale=np.ascontiguousarray(quant.scale.T),
+        zero_point=np.ascontiguousarray(quant.zero_point.T),
+    )  # fmt: skip
+
+
+def _at_levels(weight: Array, quant: TensorQuant) -> TensorQuant:
+    """The decision with each weight at its nearest level."""
+    levels = np.ascontiguousarray(quantize(weight, quant), np.uint8)
+    return dataclasses.replace(quant, levels=levels)
+
+
+def _searched(rows: Array, qtype: QType, floor: Array) -> tuple[Array, NDArray[np.int32]]:
+    """Scale and zero point of each row [C, N], as many rows at a time as a cache holds."""
     step = max(1, _CHUNK // max(rows.shape[1], 1))
     parts = [
-        _least_error(rows[i : i + step], qtype, lowest[i : i + step])
+        _least_error(rows[i : i + step], qtype, floor[i : i + step])
         for i in range(0, len(rows), step)
     ]
     scale, zero = (np.concatenate(values) for values in zip(*parts, strict=True))
-    shape = () if axis is None else (len(rows),)
-    quant = TensorQuant(qtype, scale.reshape(shape), zero.reshape(shape), axis)
-    return TensorQuant(
-        qtype, quant.scale, quant.zero_point, axis,
-        np.ascontiguousarray(quantize(weight, quant), np.uint8),
-    )  # fmt: skip
+    return scale, zero
 
 
 def _least_error(rows: Array, qtype: QType, floor: Array) -> tuple[Array, NDArray[np.int32]]:

@@ -13,6 +13,7 @@ from onnxbrecq.errors import RecipeError
 from onnxbrecq.graph.points import Layer, Points
 from onnxbrecq.recipe import Recipe
 
+TABLE_BITS = 8  # of a table that rows are looked up in, and of a layer that multiplies by it
 _NAMED = 5  # layers in a message
 
 
@@ -33,9 +34,12 @@ def uniform_bits(points: Points, recipe: Recipe) -> dict[str, Bits]:
     Raises:
         RecipeError: a pin matches no layer.
     """
-    pins = _pins(points, recipe)
+    pins, tables = _pins(points, recipe), points.tied()
     return {
-        name: Bits(_weight(layer, recipe, pins), _data(layer, recipe, pins))
+        name: Bits(
+            TABLE_BITS if layer.weight in tables else _weight(layer, recipe, pins),
+            _data(layer, recipe, pins) if layer.integer else None,
+        )
         for name, layer in points.layers.items()
     }
 
@@ -63,16 +67,16 @@ def offered_bits(
     ):
         if asked and not taken:
             raise RecipeError(f"{key} = {list(asked)}: the target takes none of them")
-    said = uniform_bits(points, recipe)
+    said, tables = uniform_bits(points, recipe), points.tied()
     closed = {
         name for name, layer in points.layers.items()
-        if name in pins or (layer.edge and recipe.first_last is not None)
+        if name in pins or layer.weight in tables or (layer.edge and recipe.first_last is not None)
     }  # fmt: skip
     least = _least_data(points, {name: said[name] for name in closed})
     found: dict[str, tuple[Bits, ...]] = {}
     for name, layer in points.layers.items():
         data: list[int | None] = [said[name].data]
-        if reads and layer.data in points.points:
+        if reads and layer.integer and layer.data in points.points:
             least_here = least.get(points.points[layer.data].group, 0)
             data = [bits for bits in reads if bits >= least_here] or [least_here]
         free = tuple(Bits(w, a) for a in data for w in offered)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from onnxbrecq import affine
 from onnxbrecq.arising import first_nan, origin
-from onnxbrecq.bits import Allocation, uniform_bits
+from onnxbrecq.bits import TABLE_BITS, Allocation, uniform_bits
 from onnxbrecq.data.dataset import Dataset, Feed, whole
-from onnxbrecq.emit.targets import target_for
+from onnxbrecq.emit.targets import PRODUCTS, target_for
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.extract import submodel
 from onnxbrecq.graph.model import Model
@@ -63,8 +63,11 @@ class Calibration:
                 tensors[name] = tensors[point.group]
         for name, layer in self._points.layers.items():
             wanted = bits[name].weight
-            if wanted is not None:
-                tensors[layer.weight] = self.weight(layer, wanted, tensors.get(layer.data))
+            if wanted is not None and (layer.integer or layer.op in self._target.alone):
+                read = tensors.get(layer.data) if layer.integer else None
+                tensors[layer.weight] = self.weight(layer, wanted, read)
+        if "Gather" in self._target.alone:
+            tensors.update(_tables(self._model, self._points, tensors))
         return QuantPlan(
             tensors,
             source_sha256=self._model.source_sha256,
@@ -76,10 +79,20 @@ class Calibration:
         scale = 0.0 if data is None else float(data.scale)
         key = layer.weight, width, scale
         if key not in self._known:
-            grid = self._target.weight_grid(width, layer.op, integer_data=data is not None)
-            axis = layer.axis if layer.op in self._target.per_channel else None
-            self._known[key] = _weight_quant(self._model, layer, QType(width, grid), axis, data)
+            self._known[key] = self._weight(layer, width, data)
         return self._known[key]
+
+    def _weight(self, layer: Layer, width: int, data: TensorQuant | None) -> TensorQuant:
+        target, size = self._target, self._recipe.block_size
+        if size is not None and layer.op in PRODUCTS and layer.weight not in self._points.tied():
+            qtype, weight = (
+                QType(width, target.block_grid(width)),
+                _float(self._model, layer.weight),
+            )
+            return affine.block_quant(weight, qtype, layer.axis, size)
+        grid = target.weight_grid(width, layer.op, integer_data=data is not None)
+        axis = layer.axis if layer.op in (*target.per_channel, *target.alone) else None
+        return _weight_quant(self._model, layer, QType(width, grid), axis, data)
 
     def _activation(self, head: str, width: int) -> TensorQuant:
         key = head, width, 0.0
@@ -131,6 +144,21 @@ def calibrate(
     return found.plan(uniform_bits(points, recipe))
 
 
+def _tables(
+    model: Model, points: Points, decided: Mapping[str, TensorQuant]
+) -> dict[str, TensorQuant]:
+    """The decisions on tables: that of the layer that each is tied to, or a scale for each row."""
+    found = {}
+    for table in points.tables.values():
+        if table.tied is None:
+            qtype, floor = QType(TABLE_BITS, "signed"), np.zeros(1, np.float32)
+            found[table.weight] = affine.weight_quant(_float(model, table.weight), qtype, 0, floor)
+        else:
+            quant = decided[table.tied.weight]
+            found[table.weight] = quant if quant.axis == 0 else affine.turned(quant)
+    return found
+
+
 def without_range(points: Points, plan: QuantPlan, recipe: Recipe) -> tuple[str, ...]:
     """The tensors that stay float because calibration found no range for them."""
     heads = activation_bits(points, recipe, uniform_bits(points, recipe))
@@ -156,9 +184,13 @@ def _weight_quant(
     model: Model, layer: Layer, qtype: QType, axis: int | None, data: TensorQuant | None
 ) -> TensorQuant:
     """The weight at its nearest levels, with a scale for each channel or (`axis` None) one."""
-    weight = np.asarray(model.initializers[layer.weight], np.float32)
+    weight = _float(model, layer.weight)
     least = _least_scale(model, layer, weight, data)
     return affine.weight_quant(weight, qtype, axis, least.max() if axis is None else least)
+
+
+def _float(model: Model, weight: str) -> Array:
+    return np.asarray(model.initializers[weight], np.float32)
 
 
 def _least_scale(model: Model, layer: Layer, weight: Array, data: TensorQuant | None) -> Array:

@@ -93,14 +93,25 @@ def emitted(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
         EmissionError: as `emit`.
     """
     proto = emit(model, plan, target)
-    layers = find_points(model).layers.values()
+    points = find_points(model)
+    layers, tables = points.layers.values(), points.tables.values()
     told = Provenance(
         version=version("onnxbrecq"),
         target=target.name,
         source_sha256=plan.source_sha256,
         data_sha256=plan.data_sha256,
         recipe=plan.recipe,
-        bits={layer.node: (_bits(plan, layer.weight), _bits(plan, layer.data)) for layer in layers},
+        bits={
+            **{table.node: (_bits(plan, table.weight), None) for table in tables},
+            **{
+                layer.node: (_bits(plan, layer.weight), _bits(plan, layer.data)) for layer in layers
+            },
+        },
+        blocks={
+            layer.node: size
+            for layer in layers
+            if layer.weight in plan.tensors and (size := plan.tensors[layer.weight].block_size)
+        },
     )
     edit_provenance(proto, told)
     return proto

@@ -162,7 +162,8 @@ def row_by_row(data: BlockData) -> bool:
 
 def problem_of(task: Task, part: Part, plan: QuantPlan) -> Problem | None:
     """What the block can learn; None where there is nothing, or no wish to."""
-    weights = [name for name in part.block.weights if name in plan.tensors]
+    tied = task.points.tied()
+    weights = [name for name in part.block.weights if name in plan.tensors and name not in tied]
     if part.torch is None or not weights:
         return None
     biases = [layer.bias for layer in task.points.layers.values() if layer.weight in weights]

@@ -10,6 +10,9 @@ where `step` and `offset` follow from the grid:
     affine   step 1, offset zero_point      asymmetric
     half     step 2, offset zero_point      asymmetric, zero in half steps: an odd zero point lies
                                             between two levels, so that none is spent on it
+
+One scale and zero point hold for the whole tensor, for a channel, or for a block: so many
+consecutive values of a channel of a matrix.
 """
 
 import json
@@ -27,7 +30,7 @@ from onnxbrecq.errors import PlanError
 
 Grid = Literal["signed", "affine", "half"]
 
-_FORMAT = "onnxbrecq-plan-3"
+_FORMAT = "onnxbrecq-plan-4"
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,12 @@ class TensorQuant:
 
     Attributes:
         qtype: bits and grid.
-        scale: float32, shape () per tensor or [C] along `axis`; positive.
+        scale: float32, positive. Shape () per tensor; [C] along `axis`; in blocks that of the
+            matrix, its other axis divided by `block_size` and rounded up.
         zero_point: int32, same shape as `scale`; not used by the signed grid, 0 there.
-        axis: the channel axis of a per-channel tensor, None per tensor.
+        axis: the channel axis; None per tensor.
         levels: uint8, the tensor's shape: the level of each weight; None for activations.
+        block_size: values of a block, the last of which may be shorter; None: no blocks.
     """
 
     qtype: QType
@@ -65,6 +70,7 @@ class TensorQuant:
     zero_point: NDArray[np.int32]
     axis: int | None = None
     levels: NDArray[np.uint8] | None = None
+    block_size: int | None = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorQuant):
@@ -72,6 +78,7 @@ class TensorQuant:
         return (
             self.qtype == other.qtype
             and self.axis == other.axis
+            and self.block_size == other.block_size
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero_point, other.zero_point)
             and _equal_or_absent(self.levels, other.levels)
@@ -135,7 +142,12 @@ class QuantPlan:
         header = {}
         for name in sorted(self.tensors):
             quant = self.tensors[name]
-            header[name] = {"bits": quant.qtype.bits, "grid": quant.qtype.grid, "axis": quant.axis}
+            header[name] = {
+                "bits": quant.qtype.bits,
+                "grid": quant.qtype.grid,
+                "axis": quant.axis,
+                "block_size": quant.block_size,
+            }
             arrays[f"{name}:scale"] = np.array(quant.scale, order="C")
             arrays[f"{name}:zero_point"] = np.array(quant.zero_point, order="C")
             if quant.levels is not None:
@@ -171,6 +183,7 @@ class QuantPlan:
                         file.get_tensor(f"{name}:zero_point"),
                         entry["axis"],
                         file.get_tensor(f"{name}:levels") if f"{name}:levels" in keys else None,
+                        entry["block_size"],
                     )
                     for name, entry in json.loads(metadata["tensors"]).items()
                 }

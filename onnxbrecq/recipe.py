@@ -22,6 +22,7 @@ DEVICES = ("auto", "cpu", "cuda")
 SEARCHES = ("exact", "genetic")
 BUDGETS = ("size", "bitops", "latency")
 LATENCIES = ("onnxruntime", "table", "systolic")
+BLOCK_SIZES = (16, 32, 64, 128, 256)
 TARGETS = ("ort-cpu", "ort-cpu-avx2", "openvino", "tensorrt", "qnn", "portable")
 
 
@@ -281,6 +282,8 @@ class Recipe:
         weights: bits of weights.
         activations: bits of the activations that weight layers read; 16: of all activations; None
             leaves them all float (weight-only).
+        block_size: inputs of a Gemm or MatMul that share a scale, output by output; None: all do.
+            For weight-only quantization.
         first_last: bits of the first and the last weight layer, weights and inputs; None: they are
             as all others.
         pinned: pattern of layers' names (`*`, `?`, `[...]`) → bits of their weights, whatever the
@@ -316,6 +319,7 @@ class Recipe:
 
     weights: int = 4
     activations: int | None = 8
+    block_size: int | None = None
     first_last: int | None = 8
     pinned: Mapping[str, int | None] = field(default_factory=dict)
     budget: tuple[Budget, ...] = ()
@@ -341,6 +345,13 @@ class Recipe:
         _one_of("weights", self.weights, WEIGHT_BITS)
         if self.activations is not None:
             _one_of("activations", self.activations, ACTIVATION_BITS)
+        if self.block_size is not None:
+            _one_of("block_size", self.block_size, BLOCK_SIZES)
+            if self.activations is not None:
+                raise RecipeError(
+                    f"block_size = {self.block_size}: integer kernels take one scale for each "
+                    "output of a layer; leave activations float (weight-only), or leave blocks out"
+                )
         if self.first_last is not None:
             _one_of("first_last", self.first_last, WEIGHT_BITS)
         self._check_search()

@@ -119,3 +119,18 @@ def test_flat_tensors_get_a_positive_scale(values: np.ndarray) -> None:
     array = values.astype(np.float32)
     assert float(affine.activation_quant(array, 8).scale) > 0
     assert np.all(affine.weight_quant(array[None], QType(4, "signed"), 0, np.zeros(1)).scale > 0)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("inputs", [64, 70, 9], ids=["whole", "ragged", "less than one"])
+def test_a_block_is_quantized_as_if_it_were_alone(inputs: int, axis: int) -> None:
+    rows = _values(5, 6 * inputs).reshape(6, inputs)
+    qtype = QType(4, "affine")
+    quant = affine.block_quant(rows if axis == 0 else rows.T, qtype, axis, 16)
+    assert quant.levels is not None
+    found = affine.dequantize(quant.levels, quant)
+    for start in range(0, inputs, 16):
+        alone = affine.weight_quant(rows[:, start : start + 16], qtype, 0, np.zeros(6, np.float32))
+        assert alone.levels is not None
+        part = (found if axis == 0 else found.T)[:, start : start + 16]
+        np.testing.assert_array_equal(part, affine.dequantize(alone.levels, alone))

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from onnxbrecq import affine
 from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
@@ -24,8 +26,10 @@ def _plan() -> QuantPlan:
         np.array([[0, 1, 2], [3, 2, 1]], np.uint8),
     )
     data = TensorQuant(QType(8, "affine"), np.array(0.1, np.float32), np.array(7, np.int32))
+    blocks = affine.block_quant(np.eye(5, 40, dtype=np.float32), QType(4, "affine"), 0, 16)
     biases = {"b:bias": np.array([1, -2], np.float32)}
-    return QuantPlan({"w": weight, "x:scale": data}, biases, "abc", "def", {"weights": 2})
+    tensors = {"w": weight, "x:scale": data, "blocks": blocks}
+    return QuantPlan(tensors, biases, "abc", "def", {"weights": 2})
 
 
 def test_a_plan_survives_disk_unchanged(tmp_path: Path) -> None:
@@ -60,6 +64,8 @@ def test_a_changed_plan_is_unequal() -> None:
     plan = _plan()
     assert plan.updated({}, {"b:bias": np.array([1, 2], np.float32)}) != plan
     assert plan.updated({"w": plan.tensors["x:scale"]}) != plan
+    wider = dataclasses.replace(plan.tensors["blocks"], block_size=32)
+    assert plan.updated({"blocks": wider}) != plan
 
 
 @pytest.mark.parametrize("content", [b"", b"no plan at all", b"\x10" * 64], ids=str)

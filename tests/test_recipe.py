@@ -60,6 +60,14 @@ def test_an_unknown_preset() -> None:
             Recipe.from_table(table, **options)
 
 
+def test_blocks_of_inputs_are_for_weights_alone() -> None:
+    assert Recipe(activations=None, block_size=32).block_size == 32
+    with pytest.raises(RecipeError, match=r"block_size = 32: integer kernels .*weight-only"):
+        Recipe(block_size=32)
+    with pytest.raises(RecipeError, match="block_size = 24: choose one of 16, 32"):
+        Recipe(activations=None, block_size=24)
+
+
 def test_an_empty_table_is_the_default_recipe() -> None:
     assert Recipe.from_table({}) == Recipe()
 

@@ -20,7 +20,7 @@ model (`onnxbrecq.emit.storage`); a bias becomes int32 at scale s_x * s_w.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,12 +31,18 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, version_converter
 
 from onnxbrecq.emit.lower import ir_version, lowered
-from onnxbrecq.emit.storage import opset_needed, stays_packed, write_packed, write_weight
+from onnxbrecq.emit.storage import (
+    opset_needed,
+    stays_packed,
+    write_packed,
+    write_shared,
+    write_weight,
+)
 from onnxbrecq.emit.targets import Target, refusal
 from onnxbrecq.emit.writer import GraphWriter
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
-from onnxbrecq.graph.points import Layer, activation_bounds, carried, find_points
+from onnxbrecq.graph.points import Layer, Table, activation_bounds, carried, find_points
 from onnxbrecq.graph.skeleton import edit_from_skeleton, skeleton
 from onnxbrecq.plan import QuantPlan, TensorQuant
 
@@ -58,9 +64,13 @@ def emit(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
             scale; names the tensor or node.
     """
     decisions = plan.tensors
-    layers = {n: p for n, p in find_points(model).layers.items() if p.weight in decisions}
+    points = find_points(model)
+    layers = {n: p for n, p in points.layers.items() if p.weight in decisions}
+    tables = {n: t for n, t in points.tables.items() if t.weight in decisions}
     opset = opset_needed(plan, target, model.opset)
-    _check(plan, target, layers.values(), opset)
+    operators = {layer.weight: layer.op for layer in layers.values()}
+    operators.update({table.weight: "Gather" for table in tables.values()})
+    _check(plan, target, operators, opset)
     proto = _at_opset(model, opset)
     graph = GraphWriter(_names(proto))
     written = _Written(graph, model, plan, target)
@@ -78,6 +88,8 @@ def emit(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
         copy.input[:] = [outer.get(read, read) for read in node.input]
         if node.name in layers:
             written.constants(copy, layers[node.name])
+        elif node.name in tables:
+            written.table(copy, tables[node.name])
         copy.output[:] = [graph.name("f") if made in decisions else made for made in node.output]
         graph.nodes.append(copy)
         for raw, made in zip(copy.output, node.output, strict=True):
@@ -87,14 +99,13 @@ def emit(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
     return lowered(made) if target.lowered else made
 
 
-def _check(plan: QuantPlan, target: Target, layers: Iterable[Layer], opset: int) -> None:
+def _check(plan: QuantPlan, target: Target, operators: Mapping[str, str], opset: int) -> None:
     """Refuses what the target does not take."""
     if opset > target.opset:
         raise EmissionError(
             f"the model has opset {opset}; target {target.name} reads up to {target.opset}: export "
             "it with an older one"
         )
-    operators = {layer.weight: layer.op for layer in layers}
     for name, quant in plan.tensors.items():
         known = quant.levels is None or name in operators
         reason = refusal(target, quant, operators.get(name)) if known else None
@@ -199,12 +210,13 @@ class _Written:
 
     def constants(self, node: onnx.NodeProto, layer: Layer) -> None:
         """Writes the weight and the bias of a layer, which `node` is to read."""
-        weight, data = self.plan.tensors[layer.weight], self.plan.tensors.get(layer.data)
+        weight = self.plan.tensors[layer.weight]
+        data = self.plan.tensors.get(layer.data) if layer.integer else None
         turned = layer.op == "Gemm" and layer.axis == 0
         integer = data is not None
         packed = stays_packed(weight, self.target, layer.op, integer_data=integer)
         if packed and self.scales[weight.scale.tobytes()] == 1:
-            node.input[1] = write_packed(self.graph, weight, turned=turned)
+            node.input[1] = write_packed(self.graph, weight, self.target, turned=turned)
             kept = [entry for entry in node.attribute if entry.name != "transB"]
             del node.attribute[:]
             node.attribute.extend(kept)
@@ -215,6 +227,21 @@ class _Written:
         if layer.bias is not None:
             bias = self.plan.biases.get(layer.bias, self.model.initializers[layer.bias])
             node.input[2] = _write_bias(self.graph, layer, bias, data, weight)
+
+    def table(self, node: onnx.NodeProto, table: Table) -> None:
+        """Writes the table that a Gather is to read; of one that is tied, the layer's bytes."""
+        tied, quant = table.tied, self.plan.tensors[table.weight]
+        if tied is None or self.plan.tensors.get(tied.weight) is None:
+            node.input[0] = write_weight(
+                self.graph, quant, self.target, op="Gather", integer_data=False
+            )
+            return
+        weight = self.plan.tensors[tied.weight]
+        integer = tied.integer and tied.data in self.plan.tensors
+        made = write_shared(self.graph, weight, self.target, integer_data=integer)
+        if weight.axis == 1:
+            made = self.graph.node("Transpose", [made], self.graph.name("w"))
+        node.input[0] = made
 
     def _pair(self, name: str, source: str, output: str, *, clip: bool) -> None:
         """QuantizeLinear, Clip on UINT8 where levels must be cut off, DequantizeLinear."""

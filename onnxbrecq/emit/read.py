@@ -1,4 +1,4 @@
-"""What a quantized file holds, read from its graph: bits, grids and scales of each layer."""
+"""What a quantized file holds, by its graph: bits, blocks, grids and scales of each layer."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -36,6 +36,28 @@ def stored_bits(proto: onnx.ModelProto, layers: tuple[str, ...]) -> dict[str, Bi
             continue
         weight = _weight_bits(node.input[1], producer, constants)
         found[name] = (weight, _data_bits(node.input[0], producer, constants))
+    return found
+
+
+def stored_blocks(proto: onnx.ModelProto, layers: tuple[str, ...]) -> dict[str, int]:
+    """Layer name → inputs that share a scale of its weight; layers without blocks are not in it."""
+    nodes = {node.name: node for node in proto.graph.node if node.name}
+    producer = {name: node for node in proto.graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    found: dict[str, int] = {}
+    for name in layers:
+        node = nodes.get(name)
+        decoded = producer.get(node.input[1]) if node is not None and len(node.input) > 1 else None
+        if decoded is None or len(decoded.input) < 2:
+            continue
+        if decoded.op_type == "DequantizeLinear":
+            size = next((int(a.i) for a in decoded.attribute if a.name == "block_size"), 0)
+        else:  # the scale is spread by a Gather of each input's block
+            spread = producer.get(decoded.input[1])
+            index = spread and constants.get(spread.input[1])
+            size = int((_integers(index) == 0).sum()) if index else 0
+        if size:
+            found[name] = size
     return found
 
 

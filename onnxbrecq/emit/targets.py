@@ -4,13 +4,13 @@ A target is a table; what it forbids is refused twice, each time with the reason
 any work, for a recipe, and by `refusal`, for a decision of a saved plan.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from onnxbrecq.errors import RecipeError
 from onnxbrecq.plan import Grid, TensorQuant
-from onnxbrecq.recipe import Recipe
+from onnxbrecq.recipe import BLOCK_SIZES, Recipe
 
 Storage = Literal["decoded", "plain", "int8"]
 
@@ -28,6 +28,7 @@ class Target:
         activation_grids: the best first. Affine: unsigned, with any zero point, which is how less
             than 8 and 16 bits are written; signed: INT8 with zero point 0.
         per_channel: the operators whose weight may have a scale for each channel.
+        alone: operators that compute in floats whose weight is quantized all the same.
         storage: of weights below 8 bits. Decoded: packed, and turned into INT8 by nodes that the
             runtime folds at load; plain: packed, read by DequantizeLinear; int8: one in a byte.
         unsigned: weights of 8 bits are stored as UINT8 with zero point 128.
@@ -37,6 +38,8 @@ class Target:
             DequantizeLinear, because its runtime does not take them there.
         packed_products: 3 and 4-bit weights of a MatMul or Gemm with float data stay packed in
             memory as well.
+        blocks: of a MatMul or Gemm with float data, bits of a weight → inputs that may share a
+            scale; it stays packed likewise.
         lowered: written at the oldest opset, from 13 on, that has all the model's operators.
     """
 
@@ -52,7 +55,9 @@ class Target:
     opset: int
     narrowest: int = 2
     moved: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
     packed_products: bool = False
+    blocks: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     lowered: bool = False
 
     def weight_grid(self, bits: int, op: str, *, integer_data: bool) -> Grid:
@@ -62,6 +67,10 @@ class Target:
         packed = self.packed_products and bits in PACKED_BITS and op in PRODUCTS
         return "affine" if packed and not integer_data else self.weight_grids[0]
 
+    def block_grid(self, bits: int) -> Grid:
+        """Likewise in blocks: kernels that unpack as they multiply take whole zero points."""
+        return "signed" if bits == 8 else "affine"
+
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 PRODUCTS = ("Gemm", "MatMul")
@@ -69,6 +78,9 @@ PRODUCTS = ("Gemm", "MatMul")
 # fast for one (1024 x 1024, AVX2). At 8 bits many rows take 1.3 to 1.6 times as long; 2 bits would
 # lose the half-step grid.
 PACKED_BITS = (3, 4)
+# It takes blocks of powers of two from 16 on, the last one shorter or not, and multiplies integers;
+# but 2 bits in blocks of 16 take 40 to 80 times as long as in blocks of 32 (one row, 512 x 512).
+_BLOCKS = {2: BLOCK_SIZES[1:], **dict.fromkeys((3, 4, 8), BLOCK_SIZES)}
 _ALL_GRIDS: tuple[Grid, ...] = ("half", "signed", "affine")
 
 # onnxruntime 1.32 reads opset 28 (`onnxbrecq doctor` tells of the one at hand), and INT2 from 1.24
@@ -87,7 +99,9 @@ ORT_CPU = Target(
     unsigned=False,
     opset=28,
     moved=("DepthToSpace", "Pad", "SpaceToDepth"),
+    alone=("ConvTranspose", "Gather"),
     packed_products=True,
+    blocks=_BLOCKS,
 )
 
 # Without VNNI, x86 kernels for signed weights add two products in 16 bits, where 2 * 255 * 127 does
@@ -105,7 +119,9 @@ ORT_CPU_AVX2 = Target(
     unsigned=True,
     opset=28,
     moved=ORT_CPU.moved,
+    alone=("ConvTranspose", "Gather"),
     packed_products=True,
+    blocks=_BLOCKS,
 )
 
 # OpenVINO's ONNX frontend turns QuantizeLinear (u8, i8, wider; any zero point) into FakeQuantize,
@@ -224,6 +240,7 @@ def run_here(target: Target, *, saturates: bool) -> Target:
         opset=exact.opset,
         narrowest=exact.narrowest,
         moved=exact.moved,
+        alone=exact.alone,
         packed_products=exact.packed_products,
         lowered=False,
     )
@@ -262,6 +279,29 @@ def permit(target: Target, recipe: Recipe) -> None:
                 f"{key} = {_told(bits)}: target {target.name} takes "
                 f"{' or '.join(_told(bits) for bits in allowed)} here: {target.computes}"
             )
+    _permit_blocks(target, recipe)
+
+
+def _permit_blocks(target: Target, recipe: Recipe) -> None:
+    """Refuses blocks of weights of which the target has no kernel."""
+    size = recipe.block_size
+    if size is None:
+        return
+    if not target.blocks:
+        known = " or ".join(other.name for other in TARGETS.values() if other.blocks)
+        raise RecipeError(
+            f"block_size = {size}: target {target.name} has no kernel for weights with a scale for "
+            f"each block of inputs; leave it out, or choose target {known}"
+        )
+    wanted = [("offered", bits) for bits in recipe.offered] if recipe.mixed else []
+    wanted += [] if recipe.mixed else [("weights", recipe.weights)]
+    wanted += [] if recipe.first_last is None else [("first_last", recipe.first_last)]
+    for key, bits in wanted:
+        if size not in target.blocks.get(bits, ()):
+            raise RecipeError(
+                f"block_size = {size}: with {key} = {bits} target {target.name} takes "
+                f"{' or '.join(map(str, target.blocks.get(bits, ())))}: its kernels are slow else"
+            )
 
 
 def refusal(target: Target, quant: TensorQuant, op: str | None) -> str | None:
@@ -272,6 +312,8 @@ def refusal(target: Target, quant: TensorQuant, op: str | None) -> str | None:
         quant: the decision.
         op: the operator whose weight it is; None: it is an activation.
     """
+    if op is not None and op not in (*_LAYERS, *target.alone):
+        return f"target {target.name} takes no quantized weight of a {op}"
     bits, grid = quant.qtype.bits, quant.qtype.grid
     kind = "activation" if op is None else "weight"
     allowed = target.activations if op is None else target.weights
@@ -281,12 +323,18 @@ def refusal(target: Target, quant: TensorQuant, op: str | None) -> str | None:
         fits = grid in target.activation_grids and (grid == "affine" or bits == 8)
     else:
         fits = grid == "signed" if bits == 8 else grid in target.weight_grids
+    size = quant.block_size
+    if size is not None and size not in target.blocks.get(bits, ()):
+        return (
+            f"{bits}-bit weights with a scale for each block of {size} inputs cannot be written "
+            f"for target {target.name}"
+        )
     if not fits:
         return (
             f"the {grid} grid of {bits}-bit {kind}s cannot be written for target {target.name}: "
             f"{target.computes}"
         )
-    if op is not None and quant.axis is not None and op not in target.per_channel:
+    if op in _LAYERS and quant.axis is not None and op not in target.per_channel:
         return f"target {target.name} takes one scale for the weight of a {op}, not one per channel"
     return None
 

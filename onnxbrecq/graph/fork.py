@@ -74,7 +74,8 @@ def _shared(model: Model, layers: Collection[str] | None) -> dict[str, str]:
     return {
         name: layer.data
         for name, layer in found.layers.items()
-        if (not layer.edge if layers is None else name in layers)
+        if layer.integer
+        and (not layer.edge if layers is None else name in layers)
         and layer.data in model.producer
         and layer.data in found.points
         and found.points[layer.data].group in others

@@ -89,6 +89,7 @@ class QuantizedInspection:
     def as_json(self) -> dict[str, Any]:
         """The JSON object of `onnxbrecq inspect` for such a file."""
         told = asdict(self.provenance)
+        blocks = told.pop("blocks")
         return {
             "schema_version": 1,
             "model": {
@@ -98,7 +99,12 @@ class QuantizedInspection:
                 "opset": self.opset,
             },
             "layers": [
-                {"name": name, "weight_bits": weight, "activation_bits": data}
+                {
+                    "name": name,
+                    "weight_bits": weight,
+                    "activation_bits": data,
+                    "block_size": blocks.get(name),
+                }
                 for name, (weight, data) in told.pop("bits").items()
             ],
             "quantized": told,

@@ -4,12 +4,17 @@ Five kinds of operators decide:
 
 - *layers* (Conv, Gemm, MatMul with a constant): the weight and the data input are quantized. A
   Conv needs a quantized output as well, or ONNX Runtime runs it in float; Gemm and MatMul do not.
+  Of a ConvTranspose, of which it has no integer kernel, the weight alone is.
 - *products* (MatMul of two activations, in attention): both are quantized; the output need not be.
 - *integer operators* (Add, Mul, pooling averages, Concat, ...): run on integers when all inputs
   and the output are quantized; taken only where they stand between quantized tensors.
 - *carriers* (MaxPool, Reshape, Transpose, ...): move values; output and input share one quantizer.
 - *activation functions* Relu and Clip(0, c): belong to the quantizer behind them, whose
   saturation does their work; the tensor in front of one carries no quantizer of its own.
+
+The rows of a *table* that a Gather reads (an embedding) have 8 bits and a scale each: a row is
+looked up, and its error not averaged over. Where a layer multiplies by the same table, both are one
+decision.
 
 One tensor has one quantizer, for all its readers. The bits asked for hold for what layers read;
 every other quantized tensor has 8.
@@ -25,7 +30,7 @@ import onnx
 
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, attribute
 
-LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 INTEGER_OPERATORS = frozenset(
     {"Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Sigmoid", "LeakyRelu"}
 )
@@ -34,6 +39,7 @@ CARRIERS = frozenset(
      "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )  # fmt: skip
 _FLOAT = onnx.TensorProto.FLOAT
+_WIDTH = 8  # values of a row, from which on a scale of its own is worth its bytes
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ class Layer:
         data: the activation it reads.
         weight: initializer name.
         bias: initializer name, or None.
-        axis: output-channel axis of the weight.
+        axis: the weight's axis of scales: that of output channels; of a ConvTranspose in groups,
+            unless each channel is one, that of a group's channels.
         edge: first or last of the network: no layer before it, or none after it.
     """
 
@@ -82,6 +89,26 @@ class Layer:
     bias: str | None
     axis: int
     edge: bool
+
+    @property
+    def integer(self) -> bool:
+        """Whether there are integer kernels for it; else its weight alone is quantized."""
+        return self.op != "ConvTranspose"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A constant that a Gather looks rows up in: an embedding.
+
+    Attributes:
+        node: the Gather's name.
+        weight: initializer name, [rows, width].
+        tied: the layer whose weight is the same table, or its transpose; None: there is none.
+    """
+
+    node: str
+    weight: str
+    tied: Layer | None
 
 
 @dataclass(frozen=True)
@@ -95,11 +122,23 @@ class FloatNode:
 
 @dataclass(frozen=True)
 class Points:
-    """All points of a model by tensor name, its layers by node name, and what stays float."""
+    """All points of a model by tensor name, its layers by node name, and what stays float.
+
+    Tables are those of Gather nodes, by node name.
+    """
 
     points: Mapping[str, QuantPoint]
     layers: Mapping[str, Layer]
     float_nodes: tuple[FloatNode, ...]
+    tables: Mapping[str, Table]
+
+    def tied(self) -> frozenset[str]:
+        """The weights of layers that are tables as well: they are not learned.
+
+        What is looked up goes into the first block, and the layer is in the last.
+        """
+        tables = self.tables.values()
+        return frozenset(table.tied.weight for table in tables if table.tied is not None)
 
 
 def find_points(model: Model) -> Points:
@@ -109,7 +148,8 @@ def find_points(model: Model) -> Points:
     groups = _groups(model, quantized)
     readers: dict[str, list[str]] = {}
     for layer in layers.values():
-        readers.setdefault(groups[layer.data], []).append(layer.node)
+        if layer.integer:
+            readers.setdefault(groups[layer.data], []).append(layer.node)
     points = {}
     for tensor in quantized:
         nonnegative, ceiling = activation_bounds(model, groups[tensor])
@@ -127,7 +167,10 @@ def find_points(model: Model) -> Points:
         points[layer.weight] = QuantPoint(
             layer.weight, "weight", layer.axis, (layer.node,), layer.weight, (layer.node,)
         )
-    return Points(points, layers, _float_nodes(model, layers, quantized, refused))
+    tables = _tables(model, layers)
+    told = dict.fromkeys(tables, "it looks up floats: its table alone is quantized")
+    floats = _float_nodes(model, layers, quantized, {**refused, **told})
+    return Points(points, layers, floats, tables)
 
 
 def activation_bounds(model: Model, tensor: str) -> tuple[bool, float | None]:
@@ -184,7 +227,7 @@ def _layers(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
     found: dict[str, tuple[str, str, str | None, int]] = {}
     refused: dict[str, str] = {}
     for node in model.nodes:
-        if node.domain in STANDARD_DOMAINS and node.op_type in (*LAYERS, "ConvTranspose"):
+        if node.domain in STANDARD_DOMAINS and node.op_type in LAYERS:
             if is_product(model, node):
                 continue
             reason = _refusal(model, node)
@@ -192,10 +235,7 @@ def _layers(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
                 refused[node.name] = reason
                 continue
             bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-            axis = {"Conv": 0, "MatMul": 1}.get(node.op_type)
-            if axis is None:
-                axis = 0 if attribute(node, "transB", 0) else 1
-            found[node.name] = (node.input[0], node.input[1], bias, axis)
+            found[node.name] = (node.input[0], node.input[1], bias, _axis(model, node))
     edges = _edges(model, set(found))
     nodes = {node.name: node for node in model.nodes}
     return {
@@ -204,11 +244,41 @@ def _layers(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
     }, refused
 
 
+def _tables(model: Model, layers: Mapping[str, Layer]) -> dict[str, Table]:
+    """The tables of the Gather nodes, and the layers that multiply by the same values."""
+    found = {}
+    for node in model.nodes:
+        table = model.initializers.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is None or node.domain not in STANDARD_DOMAINS or table.ndim != 2:
+            continue
+        whole = attribute(node, "axis", 0) == 0 and table.shape[1] >= _WIDTH
+        if whole and model.dtypes.get(node.input[0]) == _FLOAT:
+            same = (one for one in layers.values() if one.integer and _same(model, one, table))
+            found[node.name] = Table(node.name, node.input[0], next(same, None))
+    return found
+
+
+def _same(model: Model, layer: Layer, table: np.ndarray) -> bool:
+    """Whether the layer makes one output of each row of the table."""
+    if layer.op == "Conv":
+        return False
+    weight = model.initializers[layer.weight]
+    return np.array_equal(weight if layer.axis == 0 else weight.T, table)
+
+
+def _axis(model: Model, node: onnx.NodeProto) -> int:
+    """The axis of a layer's weight along which it has scales."""
+    if node.op_type == "ConvTranspose":  # [C_in, C_out / groups, ...]
+        shape, groups = model.initializers[node.input[1]].shape, attribute(node, "group", 1)
+        return 0 if shape[1] == 1 and shape[0] == groups != 1 else 1
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return 0 if node.op_type == "Conv" else 1
+
+
 def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
     """Why a layer cannot be quantized, or None."""
     weight = model.initializers.get(node.input[1])
-    if node.op_type == "ConvTranspose":
-        return "onnxruntime has no integer ConvTranspose kernel on CPU"
     if weight is None:
         return "already quantized" if _dequantized(model, node) else "both inputs are activations"
     types = [model.dtypes.get(name, 0) for name in node.input[:2]]
@@ -261,7 +331,7 @@ def _edges(model: Model, layers: set[str]) -> set[str]:
 
 def _quantized_activations(model: Model, layers: Mapping[str, Layer]) -> tuple[str, ...]:
     """The activations that carry a quantizer, in topological order."""
-    marked = {layer.data for layer in layers.values()}
+    marked = {layer.data for layer in layers.values() if layer.integer}
     outputs = {
         _behind(model, model_node.output[0])
         for model_node in model.nodes
@@ -332,7 +402,12 @@ def _float_nodes(
     marked = set(quantized)
     found = []
     for node in model.nodes:
-        if node.name in layers or activation_bounds(model, node.output[0])[0]:
+        layer = layers.get(node.name)
+        if layer is not None and not layer.integer:
+            reason = f"onnxruntime has no integer {layer.op} kernel: its weight alone is quantized"
+            found.append(FloatNode(node.name, node.op_type, reason))
+            continue
+        if layer is not None or activation_bounds(model, node.output[0])[0]:
             continue
         if is_product(model, node) and set(node.input) <= marked:
             continue

@@ -22,7 +22,8 @@ class Provenance:
         source_sha256: of the float model's file.
         data_sha256: of the calibration samples.
         recipe: what was asked for, as plain JSON values.
-        bits: layer → bits of its weight and of the data it reads; None: float.
+        bits: layer → bits of its weight and of the data it reads; None: float. Of tables too.
+        blocks: layer → inputs that share a scale of its weight, where not all do.
     """
 
     version: str
@@ -31,6 +32,7 @@ class Provenance:
     data_sha256: str
     recipe: Mapping[str, Any]
     bits: Mapping[str, tuple[int | None, int | None]]
+    blocks: Mapping[str, int]
 
 
 def edit_provenance(proto: onnx.ModelProto, told: Provenance) -> None:
@@ -54,9 +56,9 @@ def provenance(proto: onnx.ModelProto, where: str) -> Provenance | None:
         return None
     try:
         values: dict[str, Any] = {field.name: found[field.name] for field in fields(Provenance)}
-        recipe, bits = (json.loads(values[key]) for key in ("recipe", "bits"))
-        pairs = {str(name): (weight, data) for name, (weight, data) in bits.items()}
-        return Provenance(**{**values, "recipe": dict(recipe), "bits": pairs})
+        read = {key: dict(json.loads(values[key])) for key in ("recipe", "bits", "blocks")}
+        read["bits"] = {name: (weight, data) for name, (weight, data) in read["bits"].items()}
+        return Provenance(**{**values, **read})
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{where}: its metadata ({_PREFIX}*) are damaged ({error}); quantize the model again"

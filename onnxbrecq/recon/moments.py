@@ -97,19 +97,44 @@ class Site:
         return found
 
     @property
-    def first(self) -> Tensor:
-        """The weight, output channels first."""
-        return self.weight.movedim(self.layer.axis, 0)
+    def transposed(self) -> bool:
+        """Whether it is a ConvTranspose: a Conv of data with zeros between, its weight reversed."""
+        return self.node.op_type == "ConvTranspose"
+
+    @property
+    def readable(self) -> bool:
+        """Whether it is known what each output reads, and each has a scale of its own."""
+        if not self.transposed:
+            return True
+        shared = self.groups > 1 and self.layer.axis == 1
+        padded = attribute(self.node, "auto_pad", b"NOTSET") == b"NOTSET"
+        return not shared and padded and not _integers(self.node, "output_shape")
 
     @property
     def matrix(self) -> Tensor:
         """The weight as [G, O, K]."""
-        return self.first.reshape(self.groups, len(self.first) // self.groups, -1)
+        return self.as_matrix(self.weight)
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """A tensor of the weight's shape as [G, O, K]."""
+        if self.transposed:  # [C_in, C_out / groups, ...]
+            taps = list(range(2, weight.ndim))
+            parts = weight.flip(taps).reshape(self.groups, -1, *weight.shape[1:])
+            return parts.transpose(1, 2).flatten(2)
+        first = weight.movedim(self.layer.axis, 0)
+        return first.reshape(self.groups, len(first) // self.groups, -1)
 
     def restored(self, matrix: Tensor) -> NDArray[Any]:
         """A tensor [G, O, K] in the weight's own shape."""
-        moved = matrix.reshape(self.first.shape).movedim(0, self.layer.axis)
-        return moved.contiguous().numpy()
+        shape = list(self.weight.shape)
+        if self.transposed:
+            parts = matrix.reshape(*matrix.shape[:2], -1, *shape[2:]).transpose(1, 2)
+            found = parts.reshape(shape).flip(list(range(2, len(shape))))
+        else:
+            shape.insert(0, shape.pop(self.layer.axis))
+            found = matrix.reshape(shape).movedim(0, self.layer.axis)
+        made: NDArray[Any] = found.contiguous().numpy()
+        return made
 
 
 def places_wanted(site: Site) -> int:
@@ -194,7 +219,8 @@ class _Places:
         """`count` random ones, of a layer whose data is like `x`; all, if that is half of them."""
         self._window: tuple[Tensor, ...] | None = None
         self._pads: list[int] = []
-        if site.node.op_type != "Conv":
+        self._apart: list[int] | None = None  # of values, once there are zeros between them
+        if site.node.op_type not in ("Conv", "ConvTranspose"):
             drawn = _drawn(x[..., 0].numel(), count, generator)
             self._index: tuple[Tensor, ...] = (drawn.to(x.device),)
             return
@@ -203,11 +229,16 @@ class _Places:
         steps = _integers(site.node, "strides") or [1] * rank
         spread = _integers(site.node, "dilations") or [1] * rank
         reach = [(k - 1) * d + 1 for k, d in zip(kernel, spread, strict=True)]
-        kind = attribute(site.node, "auto_pad", b"NOTSET")
-        assert isinstance(kind, bytes)
-        given = _integers(site.node, "pads")
-        pads = explicit_pads(x.shape[2:], reach, steps, kind.decode(), given)
-        self._pads = list(torch_pads(*pads))
+        if site.transposed:
+            self._apart, steps = steps, [1] * rank
+            x = self._spread(x)
+            self._pads = _pads_of_transposed(site.node, reach)
+        else:
+            kind = attribute(site.node, "auto_pad", b"NOTSET")
+            assert isinstance(kind, bytes)
+            given = _integers(site.node, "pads")
+            pads = explicit_pads(x.shape[2:], reach, steps, kind.decode(), given)
+            self._pads = list(torch_pads(*pads))
         sizes = [len(x)]
         for axis in range(rank):
             before, after = self._pads[2 * (rank - 1 - axis) :][:2]
@@ -227,13 +258,38 @@ class _Places:
         """The values of the layer's data that each reads, [P, values]."""
         if self._window is None:
             return x.reshape(-1, x.shape[-1])[self._index]
-        return F.pad(x, self._pads).movedim(1, -1)[self._window].movedim(-1, 1).flatten(1)
+        return (
+            F.pad(self._spread(x), self._pads)
+            .movedim(1, -1)[self._window]
+            .movedim(-1, 1)
+            .flatten(1)
+        )
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """The data of a ConvTranspose with zeros between its values, as far apart as it steps."""
+        if self._apart is None or max(self._apart) == 1:
+            return x
+        sizes = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], self._apart, strict=True)]
+        wide = x.new_zeros(*x.shape[:2], *sizes)
+        whole = (slice(None), slice(None))
+        wide[(*whole, *(slice(None, None, step) for step in self._apart))] = x
+        return wide
 
     def made(self, y: Tensor) -> Tensor:
         """The values of the layer's output, [P, channels]."""
         if self._window is None:
             return y.reshape(-1, y.shape[-1])[self._index]
         return y.movedim(1, -1)[self._index]
+
+
+def _pads_of_transposed(node: onnx.NodeProto, reach: Sequence[int]) -> list[int]:
+    """What a Conv has to add to spread data so that it makes the outputs of a ConvTranspose."""
+    rank = len(reach)
+    pads = _integers(node, "pads") or [0] * 2 * rank
+    more = _integers(node, "output_padding") or [0] * rank
+    begin = [width - 1 - pad for width, pad in zip(reach, pads[:rank], strict=True)]
+    end = [w - 1 - pad + m for w, pad, m in zip(reach, pads[rank:], more, strict=True)]
+    return list(torch_pads(begin, end))
 
 
 def _drawn(total: int, count: int, generator: torch.Generator) -> Tensor:

@@ -46,10 +46,10 @@ class SoftRounding(nn.Module):
         """
         super().__init__()
         self._quant = quant
-        ndim = weight.ndim
-        scale = torch.from_numpy(affine.along(quant.scale, quant.axis, ndim).copy())
+        self._shape = tuple(weight.shape)
         offsets = affine.offsets(quant.qtype, quant.zero_point)
-        offset = torch.from_numpy(affine.along(offsets, quant.axis, ndim).astype(np.float32))
+        offset = torch.from_numpy(affine.along(offsets, quant, self._shape).astype(np.float32))
+        scale = torch.from_numpy(affine.along(quant.scale, quant, self._shape).copy())
         top = quant.qtype.levels - 1
         level = ((weight / scale + offset) / quant.qtype.step).clamp_(0, top)
         assert quant.levels is not None
@@ -58,8 +58,9 @@ class SoftRounding(nn.Module):
         level = torch.lerp(level, chosen, lean)
         rest = (level - floor).clamp(0.01, 0.99)
         self.register_buffer("floor", floor)
-        self.register_buffer("start", scale)
-        self.gain = nn.Parameter(torch.zeros_like(scale))
+        start = scale if quant.block_size is None else torch.from_numpy(quant.scale.copy())
+        self.register_buffer("start", start)
+        self.gain = nn.Parameter(torch.zeros_like(start))
         self.hard = False
         self.register_buffer("offset", offset)
         self.rounding = nn.Parameter(-torch.log((_ZETA - _GAMMA) / (rest - _GAMMA) - 1))
@@ -72,7 +73,7 @@ class SoftRounding(nn.Module):
         if self.hard:
             return self._at(self.floor + (self.rounding.detach() >= 0))
         made: Tensor = _SoftWeight.apply(  # type: ignore[no-untyped-call]
-            self.rounding, self.scale(), self.floor, self.offset, self._quant.qtype.step, pull
+            self.rounding, self._along(), self.floor, self.offset, self._quant.qtype.step, pull
         )
         return made
 
@@ -81,8 +82,18 @@ class SoftRounding(nn.Module):
         return (torch.sigmoid(self.rounding) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
 
     def scale(self) -> Tensor:
-        """The step of each channel, as learned so far."""
+        """The step of each channel or block, as learned so far."""
         return self.start * torch.exp(self.gain)
+
+    def _along(self) -> Tensor:
+        """The steps as they broadcast to the weight (`affine.along`)."""
+        scale, size, axis = self.scale(), self._quant.block_size, self._quant.axis
+        if size is None or axis is None:
+            return scale
+        inputs = 1 - axis
+        wide = [size if i == inputs + 1 else -1 for i in range(3)]
+        spread = scale.unsqueeze(inputs + 1).expand(*wide).flatten(inputs, inputs + 1)
+        return spread.narrow(inputs, 0, self._shape[inputs])
 
     def nearest(self) -> Tensor:
         """The weight with each element at its nearest level; the start of the search."""
@@ -98,7 +109,7 @@ class SoftRounding(nn.Module):
         )
 
     def _at(self, level: Tensor) -> Tensor:
-        return self.scale() * (level * self._quant.qtype.step - self.offset)
+        return self._along() * (level * self._quant.qtype.step - self.offset)
 
 
 class _SoftWeight(torch.autograd.Function):
@@ -156,7 +167,9 @@ class LearnedBias(nn.Module):
         super().__init__()
         assert weight.levels is not None
         terms = weight.levels.size / len(bias)
-        unit = np.broadcast_to(weight.scale * math.sqrt(terms) / 4 * reach, bias.shape)
+        scale = affine.channel_scale(weight)
+        # (A group of a ConvTranspose has as many scales as channels, the same for all groups.)
+        unit = np.resize(scale * math.sqrt(terms) / 4 * reach, bias.shape)
         self.register_buffer("start", torch.from_numpy(np.array(bias, np.float32)))
         self.register_buffer("unit", torch.from_numpy(np.array(unit, np.float32)))
         self.shift = nn.Parameter(torch.zeros(len(bias)))

@@ -25,22 +25,42 @@ _BLOCK = 64  # rows rounded before those behind are told
 
 
 class Grid(NamedTuple):
-    """Where weights [G, K, O] may lie: scale and offset [G, O], integer step, top level."""
+    """Where weights [G, K, O] may lie.
+
+    Scale and offset are [G, 1, O], or [G, K, O] where rows differ; integer step, top level.
+    """
 
     scale: Array
     offset: Array
     step: int
     top: int
 
-    def nearest(self, row: Array) -> Array:
-        """The nearest values of a row [G, O]."""
-        level = np.rint((row / self.scale + self.offset) / self.step)
+    def nearest(self, row: Array, i: int) -> Array:
+        """The nearest values of row `i` [G, O]."""
+        i = min(i, self.scale.shape[1] - 1)
+        scale, offset = self.scale[:, i], self.offset[:, i]
+        level = np.rint((row / scale + offset) / self.step)
         level = np.minimum(np.maximum(level, 0, out=level), self.top, out=level)
-        return np.multiply(self.scale, level * self.step - self.offset, dtype=np.float32)
+        return np.multiply(scale, level * self.step - offset, dtype=np.float32)
+
+    def moved(self, factor: float, shift: int) -> "Grid":
+        """The grid with its scale times `factor`, and its zero point shifted.
+
+        The zero point of whole steps stays one of the levels: some kernels take no other.
+        """
+        offset = self.offset + shift
+        offset = np.clip(offset, 0, self.top) if self.step == 1 and shift else offset
+        return self._replace(scale=self.scale * np.float32(factor), offset=offset)
+
+    def rows(self, order: NDArray[np.intp]) -> "Grid":
+        """The grid of the weights with their rows in another order."""
+        if self.scale.shape[1] == 1:
+            return self
+        return self._replace(scale=self.scale[:, order], offset=self.offset[:, order])
 
     def levels(self, made: Array) -> Array:
         """The levels of values [G, K, O] on the grid."""
-        ratio = made / self.scale[:, None] + self.offset[:, None]
+        ratio = made / self.scale + self.offset
         return np.clip(np.rint(ratio / self.step), 0, self.top)
 
 
@@ -64,7 +84,7 @@ def compensated(weight: Tensor, factor: Tensor, grid: Grid) -> Tensor:
         along = factor[:, part, part].numpy()
         errors = np.empty_like(rows)
         for i in range(rows.shape[1]):
-            rounded[:, i] = grid.nearest(rows[:, i])
+            rounded[:, i] = grid.nearest(rows[:, i], part.start + i)
             errors[:, i] = (rows[:, i] - rounded[:, i]) / along[:, i, i, None]
             rows[:, i + 1 :] -= along[:, i, i + 1 :, None] * errors[:, i, None]
         rest[:, behind] -= factor[:, part, behind].mT @ torch.from_numpy(errors)
@@ -80,7 +100,7 @@ def descended(weight: Tensor, made: Tensor, metric: Tensor, grid: Grid) -> Tenso
         along = metric[:, part, part].numpy()
         moves = np.zeros_like(rows)
         for i in range(rows.shape[1]):
-            best = grid.nearest(rows[:, i] - slopes[:, i] / along[:, i, i, None])
+            best = grid.nearest(rows[:, i] - slopes[:, i] / along[:, i, i, None], part.start + i)
             moves[:, i] = best - rows[:, i]
             rows[:, i] = best
             if moves[:, i].any():

@@ -12,14 +12,13 @@ the other operand as it is in the quantized block, so that the layer takes back 
 block, and all blocks before it, did wrong.
 
 W' is rounded input by input, errors moving to those not rounded yet (`recon/rounding.py`), on each
-of a few grids; each channel keeps the one of least error (at 2 bits that is 5 to 20 % less than on
-the grid of least weight error, in a tenth more time). Then, in turn, each channel's scale is fitted
-to its levels, and each input is revisited. A grouped convolution is as many small problems, solved
-together.
+of a few grids (`recon/grids.py`); each channel, or block of one, keeps the one of least error (at 2
+bits that is 5 to 20 % less than on the grid of least weight error, in a tenth more time). Then, in
+turn, each scale is fitted to its levels, and each input is revisited. A grouped convolution is as
+many small problems, solved together.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -31,6 +30,7 @@ from onnxbrecq import affine
 from onnxbrecq.graph.points import Layer
 from onnxbrecq.plan import TensorQuant
 from onnxbrecq.recon.device import Rows, placed
+from onnxbrecq.recon.grids import best, best_in_blocks, grid_of, stored, stretch, stretch_in_blocks
 from onnxbrecq.recon.moments import Batch, Moments, Site, Statistics, gather, places_wanted, split
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.quantizers import LearnedStep
@@ -45,11 +45,8 @@ _PRECISION, _TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).
 _DAMPINGS = (0.02, 0.1, 0.5)  # tried for the step from W to W'
 _UNKNOWNS = 4  # values of x for each output that is known, at most: more cannot be fitted
 _FINE = 8  # bits of a grid that is as good as any other; below are tried
-_FACTORS, _SHIFTS = (1.0, 0.8, 0.6, 1.2), (0, -1, 1)  # of its scale, and half steps of its zero
 _LONG = 2048  # values of x, from which on 8-bit weights are rounded to nearest: more gains nothing
-_TRIED = 1 << 26  # values rounded at a time
 _ROUNDS = 2  # of fitting scales and revisiting columns
-_STRETCH = (0.5, 2.0)  # of a scale, at most in one round
 
 
 def round_second_order(problem: Problem, data: BlockData, seed: int) -> "Rounded":
@@ -161,7 +158,9 @@ class _Rounding:
         return found
 
     def _gathered(self, site: Site) -> Statistics | None:
-        """The layer's moments as it is to be rounded with; None where they are not finite."""
+        """The layer's moments as it is to be rounded with; None where they are not known."""
+        if not site.readable:
+            return None
         with placed(self._problem.block, self._problem.device):
             return gather(site, self._batches(site), self._generator)
 
@@ -182,7 +181,8 @@ class _Rounding:
         one = self._real.at(np.zeros(1, np.intp))
         with torch.no_grad():
             made = self._problem.block.run(one, outputs=[site.wanted])[site.wanted]
-        places = made.numel() / len(site.first)
+        groups, outputs, _ = site.matrix.shape
+        places = made.numel() / (groups * outputs)
         return int(np.clip(_SPREAD * places_wanted(site) / places, *_SAMPLES))
 
     def _batches(self, site: Site) -> Iterator[Batch]:
@@ -218,14 +218,14 @@ def _decided(
     levels, grid = _rounded(aim, used.whole, quant)
     rounded = dataclasses.replace(quant, levels=site.restored(levels.to(torch.uint8)))
     if quant.axis is not None:
-        rounded = dataclasses.replace(rounded, scale=grid.scale.reshape(quant.scale.shape))
+        rounded = dataclasses.replace(rounded, scale=stored(grid.scale, quant))
     if quant.axis is not None and quant.qtype.grid != "signed":
-        zero_point = grid.offset.reshape(quant.scale.shape).astype(np.int32)
+        zero_point = stored(grid.offset, quant).astype(np.int32)
         rounded = dataclasses.replace(rounded, zero_point=zero_point)
     if layer.bias is None:
         return rounded, None
     made = torch.from_numpy(affine.dequantize(rounded.levels, rounded))  # type: ignore[arg-type]
-    made = made.movedim(layer.axis, 0).reshape(matrix.shape)
+    made = site.as_matrix(made)
     read = found.whole.read.reshape(site.groups, -1)
     bias = found.whole.missed + torch.einsum("gok,gk->go", matrix - made, read)
     return rounded, bias.reshape(-1)
@@ -275,82 +275,56 @@ def _rounded(aim: Tensor, moments: Moments, quant: TensorQuant) -> tuple[Tensor,
     One scale for all channels stays as it is.
     """
     groups, outputs, length = aim.shape
-    offsets = affine.offsets(quant.qtype, quant.zero_point).astype(np.float32)
-    scale, offset = (
-        np.broadcast_to(v, groups * outputs).reshape(groups, outputs)
-        for v in (quant.scale, offsets)
-    )
-    grid = Grid(scale, offset, quant.qtype.step, quant.qtype.levels - 1)
-    fine = quant.qtype.bits >= _FINE
-    if fine and length > _LONG:
+    grid, block = grid_of(quant, groups, outputs), quant.block_size
+    fine, pieces = quant.qtype.bits >= _FINE, len(moments.gram) // groups
+    if (fine and length > _LONG) or (block and pieces > 1 and length // pieces % block):
         return torch.from_numpy(grid.levels(aim.mT.numpy())).mT, grid
-    pieces = len(moments.gram) // groups
+    signed = quant.qtype.grid == "signed"
     diagonal = torch.diagonal(moments.gram, dim1=1, dim2=2)
     order = diagonal.sum(0).argsort(descending=True)  # what matters most is rounded first
-    metric = _damped(moments, _DAMPING)[:, order][:, :, order]
-    wanted = split(aim, pieces)[:, :, order].mT.contiguous()
-    grid = grid._replace(scale=scale.repeat(pieces, axis=0), offset=offset.repeat(pieces, axis=0))
+    back = order.argsort()
+    metric, wanted = _damped(moments, _DAMPING), split(aim, pieces).mT
+    grid = _in_pieces(grid, pieces)
+    if block and not fine:
+        grid = best_in_blocks(wanted, metric, grid, block, signed=signed)
+    metric, wanted = metric[:, order][:, :, order], wanted[:, order].contiguous()
+    grid = grid.rows(order.numpy())
     factor, metric = handed_on(metric), metric.float()
     free = quant.axis is not None
-    if not fine and free:
-        shifts = (0,) if quant.qtype.grid == "signed" else _SHIFTS
-        grid = _best(wanted, factor, metric, grid, shifts=shifts, pieces=pieces)
+    if not block and not fine and free:
+        grid = best(wanted, factor, metric, grid, signed=signed, pieces=pieces)
     made = compensated(wanted, factor, grid)
     for _ in range(_ROUNDS):
-        stretch = _stretch(wanted, made, metric, pieces) if free else torch.ones(grid.scale.shape)
-        grid = grid._replace(scale=grid.scale * stretch.numpy())
-        made = descended(wanted, made * stretch[:, None], metric, grid)
-    levels = torch.from_numpy(grid.levels(made.numpy()))[:, order.argsort()]
-    grid = grid._replace(scale=grid.scale[::pieces], offset=grid.offset[::pieces])
-    return _joined(levels.mT, pieces), grid
+        if block:
+            factors = stretch_in_blocks(wanted, made, metric, torch.split(back, block))
+        elif free:
+            factors = stretch(wanted, made, metric, pieces)
+        else:
+            factors = torch.ones(grid.scale.shape)
+        grid = grid._replace(scale=grid.scale * factors.numpy())
+        made = descended(wanted, made * factors, metric, grid)
+    levels = torch.from_numpy(grid.levels(made.numpy()))[:, back]
+    return _joined(levels.mT, pieces), _whole(grid.rows(back.numpy()), pieces)
 
 
-def _best(
-    wanted: Tensor,
-    factor: Tensor,
-    metric: Tensor,
-    grid: Grid,
-    *,
-    shifts: Sequence[int],
-    pieces: int,
-) -> Grid:
-    """The grids near `grid` on which rounding W' [G, K, O] errs least, output by output."""
-    near = list(itertools.product(_FACTORS, shifts))
-    least = np.full(grid.scale.shape, np.inf, np.float32)
-    best = grid
-    together = max(1, _TRIED // wanted.numel())
-    for start in range(0, len(near), together):
-        grids = [
-            grid._replace(scale=grid.scale * np.float32(stretch), offset=grid.offset + shift)
-            for stretch, shift in near[start : start + together]
-        ]
-        many = wanted.repeat(1, 1, len(grids))
-        side_by_side = grid._replace(
-            scale=np.concatenate([g.scale for g in grids], axis=1),
-            offset=np.concatenate([g.offset for g in grids], axis=1),
-        )
-        miss = compensated(many, factor, side_by_side) - many
-        errors = ((metric @ miss) * miss).sum(1).reshape(-1, pieces, miss.shape[2]).sum(1)
-        errors = errors.repeat_interleave(pieces, dim=0)
-        for tried, error in zip(grids, np.split(errors.numpy(), len(grids), axis=1), strict=True):
-            better = error < least
-            least = np.where(better, error, least)
-            best = best._replace(
-                scale=np.where(better, tried.scale, best.scale),
-                offset=np.where(better, tried.offset, best.offset),
-            )
-    return best
+def _in_pieces(grid: Grid, pieces: int) -> Grid:
+    """The grid of each piece: the same for all, or its own rows."""
+    whole, rows, outputs = grid.scale.shape
+    if rows == 1:
+        scale, offset = (v.repeat(pieces, axis=0) for v in (grid.scale, grid.offset))
+    else:
+        shape = (whole * pieces, rows // pieces, outputs)
+        scale, offset = (v.reshape(shape) for v in (grid.scale, grid.offset))
+    return grid._replace(scale=scale, offset=offset)
 
 
-def _stretch(wanted: Tensor, made: Tensor, metric: Tensor, pieces: int) -> Tensor:
-    """The factor [G, O] on each output's scale that brings `made` nearest to `wanted`."""
-    moved = metric @ made
-    along, length = (
-        (moved * other).sum(1).reshape(-1, pieces, wanted.shape[2]).sum(1)
-        for other in (wanted, made)
-    )
-    found = torch.where(length > 0, along / length, 1).clamp_(*_STRETCH)
-    return found.repeat_interleave(pieces, dim=0)
+def _whole(grid: Grid, pieces: int) -> Grid:
+    """The inverse of `_in_pieces`."""
+    many, rows, outputs = grid.scale.shape
+    if rows == 1:
+        return grid._replace(scale=grid.scale[::pieces], offset=grid.offset[::pieces])
+    shape = (many // pieces, rows * pieces, outputs)
+    return grid._replace(scale=grid.scale.reshape(shape), offset=grid.offset.reshape(shape))
 
 
 def _joined(weight: Tensor, pieces: int) -> Tensor:

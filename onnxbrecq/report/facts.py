@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnx
 
-from onnxbrecq.emit.read import stored_bits
+from onnxbrecq.emit.read import stored_bits, stored_blocks
 from onnxbrecq.graph.layers import weight_layers
 from onnxbrecq.graph.load import fingerprint
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
@@ -27,13 +27,17 @@ def output_facts(files: Sequence[Path], proto: onnx.ModelProto) -> FileFacts:
 
 
 def layer_facts(model: Model, quantized: onnx.ModelProto) -> tuple[LayerFacts, ...]:
-    """Each weight layer of the float model with the bits that the quantized graph gives it."""
+    """Each weight layer of the float model with what the quantized graph gives it."""
     layers = weight_layers(model)
-    bits = stored_bits(quantized, tuple(layer.name for layer in layers))
+    names = tuple(layer.name for layer in layers)
+    bits, blocks = stored_bits(quantized, names), stored_blocks(quantized, names)
     return tuple(
-        LayerFacts(layer.name, layer.op, *bits[layer.name], layer.macs, layer.parameters)
+        LayerFacts(
+            layer.name, layer.op, *bits[layer.name], layer.macs, layer.parameters,
+            blocks.get(layer.name),
+        )
         for layer in layers
-    )
+    )  # fmt: skip
 
 
 def mean_bits(layers: Sequence[LayerFacts]) -> tuple[float | None, float | None]:

@@ -22,7 +22,10 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """One weight layer and the bits it got; None bits: float."""
+    """One weight layer and the bits it got; None bits: float.
+
+    `block_size` inputs share a scale of its weight; None: all that one output reads.
+    """
 
     name: str
     op: str
@@ -30,6 +33,7 @@ class LayerFacts:
     activation_bits: int | None
     macs: int
     parameters: int
+    block_size: int | None = None
 
 
 @dataclass(frozen=True)

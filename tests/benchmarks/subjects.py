@@ -80,7 +80,7 @@ SUBJECTS = {
 
 FIXTURES = {
     name: Path(__file__).parents[2] / "fixtures" / f"{name}.onnx"
-    for name in ("residual", "inverted")
+    for name in ("residual", "inverted", "language")
 }
 
 

@@ -5,11 +5,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnxbrecq import affine
 from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
-from onnxbrecq.emit.read import stored_bits
-from onnxbrecq.emit.targets import ORT_CPU_AVX2
+from onnxbrecq.emit.read import stored_bits, stored_blocks
+from onnxbrecq.emit.targets import ORT_CPU, ORT_CPU_AVX2
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.extract import extract
 from onnxbrecq.graph.fork import fork
@@ -35,7 +36,8 @@ _SHAPES = {
     "squeeze": (2, 4, 1, 1), "excite": (4, 2, 1, 1), "slopes": (4, 1, 1), "slope": (1,),
     "l0": (4, 4, 3), "l1": (4, 4, 3), "v0": (4, 4, 3, 3, 3), "v1": (4, 4, 3, 3, 3),
     **dict.fromkeys(("m0", "m1", "m2", "m3"), (8, 8)), "gain": (8,), "shift": (8,),
-    "table": (10, 8),
+    "table": (10, 8), "k0": (8, 72), "k1": (72, 12), "k2": (8, 72), "s0": (72, 72), "bias": (72,),
+    "t1": (4, 2, 3), "t2": (4, 1, 2), "t3": (4, 4, 2, 2, 2),
 }  # fmt: skip
 _IMAGE, _LINE, _VOLUME, _TOKENS, _IDS = (
     "float[N, 4, 6, 6] x", "float[N, 4, 9] x", "float[N, 4, 5, 5, 5] x", "float[N, 5, 8] x",
@@ -120,6 +122,13 @@ _WEIGHT_ONLY = {
              c = Gemm (b, m2, shift) y = Gemm (c, m3, shift)""",
              "Gemm MatMulNBits MatMulNBits Gemm"),
     "conv": (_IMAGE, "a = Conv (x, w0) b = Conv (a, w1) y = Conv (b, w2)", "Conv Conv Conv"),
+    "transposed": (_IMAGE, """a = Conv (x, w0) b = ConvTranspose <strides = [2, 2]> (a, transposed)
+                   y = Conv (b, w1)""", "Conv ConvTranspose Conv"),
+    "transposed-groups": (_LINE, """a = Conv (x, l0) b = ConvTranspose <group = 2> (a, t1)
+                          c = ConvTranspose <group = 4> (b, t2) y = Conv (c, l1)""",
+                          "Conv ConvTranspose ConvTranspose Conv"),
+    "transposed-volume": (_VOLUME, """a = Conv (x, v0) b = ConvTranspose (a, t3)
+                          y = Conv (b, v1)""", "Conv ConvTranspose Conv"),
     "shared": (_TOKENS, """a = MatMul (x, m0) b = MatMul (a, m1) c = MatMul (b, m1)
                y = MatMul (c, m2)""", "MatMul MatMul MatMul MatMul"),
 }  # fmt: skip
@@ -146,8 +155,10 @@ def _data(model: Model) -> Dataset:
                     else random.integers(0, 10, shape)})  # fmt: skip
 
 
-def _planned(model: Model, data: Dataset, weights: int, activations: int | None) -> QuantPlan:
-    recipe = Recipe(weights=weights, activations=activations, threads=1)
+def _planned(
+    model: Model, data: Dataset, weights: int, activations: int | None, **more: int
+) -> QuantPlan:
+    recipe = Recipe(weights=weights, activations=activations, threads=1, **more)  # type: ignore[arg-type]
     return calibrate(model, find_points(model), data, recipe)
 
 
@@ -180,7 +191,7 @@ def test_kernels(name: str, bits: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("bits", [3, 4])
 @pytest.mark.parametrize("name", _WEIGHT_ONLY)
-def test_weight_only_products_stay_packed(name: str, bits: int) -> None:
+def test_weights_alone(name: str, bits: int) -> None:
     signature, body, wanted = _WEIGHT_ONLY[name]
     model = _model(signature, body)
     data = _data(model)
@@ -198,8 +209,121 @@ def test_weight_only_products_stay_packed(name: str, bits: int) -> None:
     assert np.square(fast - plain).sum() < 1e-3 * np.square(plain).sum()
 
 
+_BLOCKS = {
+    "matmul": (_TOKENS, "a = MatMul (x, k0) y = MatMul (a, k1)", "MatMulNBits MatMulNBits"),
+    "gemm": ("float[N, 8] x", "a = Gemm (x, k0, bias) y = Gemm <transB = 1> (a, k2, shift)",
+             "MatMulNBits MatMulNBits"),
+    "shared": (_TOKENS, "a = MatMul (x, k0) b = MatMul (a, s0) y = MatMul (b, s0)",
+               "MatMulNBits MatMul MatMul"),
+    "conv": (_IMAGE, "y = Conv (x, w0)", "Conv"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("name", _BLOCKS)
+def test_blocks_of_inputs_with_a_scale_each_are_multiplied_packed(name: str, bits: int) -> None:
+    signature, body, wanted = _BLOCKS[name]
+    model = _model(signature, body)
+    data = _data(model)
+    plan = _planned(model, data, bits, None, first_last=bits, block_size=32)
+    proto = emit(model, plan, ORT_CPU_AVX2)
+    onnx.checker.check_model(proto, full_check=True)
+    found = [node.op for node in executed(proto, threads=1) if "Reorder" not in node.op]
+    assert found == wanted.split()
+    layers = find_points(model).layers
+    assert set(stored_bits(proto, tuple(layers)).values()) == {(bits, None)}
+    blocks = stored_blocks(proto, tuple(layers))
+    assert blocks == ({} if name == "conv" else dict.fromkeys(layers, 32))
+
+    # The graph computes what the decisions say, up to the order of float sums...
+    decoded = onnx.ModelProto()
+    decoded.CopyFrom(model.proto)
+    for tensor in decoded.graph.initializer:
+        quant = plan.tensors.get(tensor.name)
+        if quant is not None:
+            made = affine.dequantize(quant.levels, quant)  # type: ignore[arg-type]
+            tensor.CopyFrom(numpy_helper.from_array(made, tensor.name))
+    wanted_y = Session(decoded, optimize=False, threads=1).run(data.inputs)["y"]
+    plain = Session(proto, optimize=False, threads=1).run(data.inputs)["y"]
+    np.testing.assert_allclose(plain, wanted_y, rtol=0, atol=1e-5 * np.abs(wanted_y).max())
+    # ... and MatMulNBits rounds its data to 8 bits, block by block.
+    fast = Session(proto, threads=1).run(data.inputs)["y"]
+    assert np.square(fast - plain).sum() < 1e-3 * np.square(plain).sum()
+
+
+@pytest.mark.parametrize("outputs", [1, 6, 8, 130])
+def test_two_bits_of_outputs_that_do_not_go_by_four(outputs: int) -> None:
+    """onnxruntime 1.32 computes something else of them in a MatMulNBits: they are decoded."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> '
+        "net (float[N, 64] x) => (float[N, M] y) { y = MatMul (x, w) }"
+    )
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(64, outputs)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    model = from_proto(proto)
+    data = Dataset({"x": random.normal(size=(6, 64)).astype(np.float32)})
+    made = emit(model, _planned(model, data, 2, None, first_last=2, block_size=32), ORT_CPU_AVX2)
+    (kernel,) = [node.op for node in executed(made, threads=1)]
+    assert kernel == ("MatMul" if outputs % 4 else "MatMulNBits")
+    plain = Session(made, optimize=False, threads=1).run(data.inputs)["y"]
+    fast = Session(made, threads=1).run(data.inputs)["y"]
+    assert np.square(fast - plain).sum() < 1e-3 * np.square(plain).sum()
+
+
 def test_layers_that_share_a_weight_share_its_bytes() -> None:
     signature, body, _ = _INTEGER["shared-weight"]
     model = _model(signature, body)
     proto = emit(model, _planned(model, _data(model), 8, 8), ORT_CPU_AVX2)
     assert sum(list(tensor.dims) == [4, 4, 1, 1] for tensor in proto.graph.initializer) == 1
+
+
+def test_the_weight_of_a_transposed_convolution_is_stored_in_few_bits() -> None:
+    """... beside integers too, and the node is named as one that computes in floats."""
+    signature, body, _ = _INTEGER["transposed"]
+    model = _model(signature, body)
+    proto = emit(model, _planned(model, _data(model), 4, 8), ORT_CPU_AVX2)
+    layers = find_points(model).layers
+    (name,) = (node for node, layer in layers.items() if layer.op == "ConvTranspose")
+    assert stored_bits(proto, (name,))[name][0] == 4
+    packed = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.UINT4]
+    assert [list(tensor.dims) for tensor in packed] == [[4, 4, 2, 2]]
+    told = {node.name: node.reason for node in find_points(model).float_nodes}
+    assert "its weight alone is quantized" in told[name]
+
+
+_TIED = {
+    "matmul": """e = Gather (table, x) a = MatMul (e, m0)
+              t = Transpose <perm = [1, 0]> (table) y = MatMul (a, t)""",
+    "gemm": """one = Constant <value = int64 {0}> () e = Gather (table, x)
+            p = Gather <axis = 1> (e, one) a = Gemm (p, m0) y = Gemm <transB = 1> (a, table)""",
+    "nothing": "e = Gather (table, x) a = MatMul (e, m0) y = MatMul (a, m1)",
+}
+
+
+@pytest.mark.parametrize("asked", [(8, 8, None), (4, 8, None), (4, None, None), (4, None, 32)],
+                         ids=["W8A8", "W4A8", "W4", "W4 in blocks"])  # fmt: skip
+@pytest.mark.parametrize("name", _TIED)
+def test_a_table_has_8_bits_and_is_stored_once(
+    name: str, asked: tuple[int, int | None, int | None]
+) -> None:
+    model = _model(_IDS, _TIED[name])
+    data = _data(model)
+    bits, activations, size = asked
+    plan = _planned(model, data, bits, activations, **({"block_size": size} if size else {}))
+    tables = find_points(model).tables
+    (table,) = tables.values()
+    assert (table.tied is None) == (name == "nothing")
+    for target in (ORT_CPU, ORT_CPU_AVX2):
+        proto = emit(model, plan, target)
+        onnx.checker.check_model(proto, full_check=True)
+        large = [t for t in proto.graph.initializer if sorted(t.dims) == [8, 10]]
+        assert [t.data_type in {onnx.TensorProto.INT8, onnx.TensorProto.UINT8} for t in large] == [
+            True
+        ]
+        looked_up = [node for node in executed(proto, threads=1) if node.op == "Gather"]
+        assert looked_up
+        assert not {"Cast", "Transpose"} & {node.op for node in executed(proto, threads=1)}
+        plain = Session(proto, optimize=False, threads=1).run(data.inputs)["y"]
+        wanted = Session(model.proto, threads=1).run(data.inputs)["y"]
+        assert np.square(plain - wanted).sum() < 3e-2 * np.square(wanted).sum()

@@ -75,6 +75,8 @@ def test_a_combination_is_permitted_or_refused_by_name(target: Target) -> None:
         ("qnn", {"weights": 2}, "weights"),
         ("qnn", {"weights": 3}, "weights"),
         ("portable", {"activations": 2}, "activations"),
+        ("ort-cpu", {"activations": None, "weights": 2, "block_size": 16}, "block_size"),
+        ("ort-cpu", {"activations": None, "first_last": 2, "block_size": 16}, "block_size"),
     ],
 )
 def test_quantize_refuses_before_it_looks_at_the_model(
@@ -82,6 +84,13 @@ def test_quantize_refuses_before_it_looks_at_the_model(
 ) -> None:
     recipe = Recipe(target=target, **asked)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=f"^{key} = .*target {target} takes"):
+        onnxbrecq.quantize(tmp_path / "missing.onnx", recipe=recipe)
+
+
+@pytest.mark.parametrize("target", ["openvino", "portable"])
+def test_blocks_are_refused_where_no_kernel_takes_them(target: str, tmp_path: Path) -> None:
+    recipe = Recipe(target=target, activations=None, block_size=32)
+    with pytest.raises(RecipeError, match=rf"^block_size = 32: target {target} has no kernel"):
         onnxbrecq.quantize(tmp_path / "missing.onnx", recipe=recipe)
 
 

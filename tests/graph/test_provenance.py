@@ -13,6 +13,7 @@ _TOLD = Provenance(
     data_sha256="cd" * 32,
     recipe={"weights": 4, "activations": None},
     bits={"conv": (4, 8), "head": (8, None)},
+    blocks={"head": 32},
 )
 
 
@@ -31,7 +32,14 @@ def test_other_files_say_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("recipe", "{"), ("recipe", "4"), ("bits", '{"conv": 4}'), ("bits", "[1]"), ("target", None)],
+    [
+        ("recipe", "{"),
+        ("recipe", "4"),
+        ("bits", '{"conv": 4}'),
+        ("bits", "[1]"),
+        ("blocks", "[1]"),
+        ("target", None),
+    ],
 )
 def test_damage_is_one_line(key: str, value: str | None) -> None:
     proto = onnx.ModelProto()

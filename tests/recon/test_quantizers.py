@@ -24,6 +24,27 @@ def test_nearest_weight_equals_the_numpy_formula(bits: int, grid: Grid) -> None:
     )
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("inputs", [48, 40], ids=["whole", "ragged"])
+def test_each_block_has_a_scale_that_is_learned(inputs: int, axis: int) -> None:
+    shape = (6, inputs) if axis == 0 else (inputs, 6)
+    weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    quant = affine.block_quant(weight, QType(4, "affine"), axis, 16)
+    assert quant.levels is not None
+    rounding = SoftRounding(torch.from_numpy(weight), quant)
+    made = affine.dequantize(quant.levels, quant)
+    np.testing.assert_allclose(rounding.nearest().detach().numpy(), made, rtol=1e-6)
+    assert rounding.hardened() == quant
+    rounding.soft().square().sum().backward()
+    assert rounding.gain.grad is not None
+    assert rounding.gain.grad.shape == quant.scale.shape
+    with torch.no_grad():
+        rounding.gain.normal_(generator=torch.Generator().manual_seed(0))
+    rounding.hard = True
+    learned = affine.dequantize(quant.levels, rounding.hardened())
+    np.testing.assert_allclose(rounding.soft().detach().numpy(), learned, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("bits", "grid"), _GRIDS, ids=[f"{g}{b}" for b, g in _GRIDS])
 def test_hardened_without_learning_is_nearest(bits: int, grid: Grid) -> None:
     weight = _weight(1)

@@ -17,7 +17,7 @@ def _problem(groups: int, inputs: int, outputs: int) -> tuple[torch.Tensor, torc
     x = x + x.roll(1, dims=2)  # correlated
     metric = x.mT @ x / x.shape[1] + 0.05 * torch.eye(inputs, dtype=torch.float64)
     weight = torch.randn(groups, inputs, outputs, generator=draw)
-    scale = np.full((groups, outputs), 0.5, np.float32)
+    scale = np.full((groups, 1, outputs), 0.5, np.float32)
     return weight, metric, Grid(scale, np.full_like(scale, 8), 1, 15)
 
 
@@ -40,7 +40,7 @@ def test_the_factor_is_that_of_the_inverse(sizes: tuple[int, int, int]) -> None:
 def test_each_step_lowers_the_error(sizes: tuple[int, int, int]) -> None:
     weight, metric, grid = _problem(*sizes)
     nearest = torch.from_numpy(
-        np.stack([grid.nearest(row.numpy()) for row in weight.unbind(1)], axis=1)
+        np.stack([grid.nearest(row.numpy(), i) for i, row in enumerate(weight.unbind(1))], axis=1)
     )
     made = compensated(weight, handed_on(metric), grid)
     better = descended(weight, made, metric.float(), grid)

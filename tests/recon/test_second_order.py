@@ -14,11 +14,12 @@ from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.points import find_points
-from onnxbrecq.plan import QType, QuantPlan
+from onnxbrecq.plan import QType, QuantPlan, TensorQuant
 from onnxbrecq.recipe import Recipe
-from onnxbrecq.recon import second_order
+from onnxbrecq.recon import grids
 from onnxbrecq.recon.bridge import import_block
-from onnxbrecq.recon.moments import Moments, split
+from onnxbrecq.recon.grids import stored
+from onnxbrecq.recon.moments import Moments, Site, _Places, split
 from onnxbrecq.recon.problem import BlockData, Problem
 from onnxbrecq.recon.second_order import (
     _joined,
@@ -39,6 +40,13 @@ _LAYERS: dict[str, tuple[str, str, Mapping[str, tuple[int, ...]]]] = {
                   {"w": (6, 1, 3, 3), "b": (6,)}),
     "sequence": ("float[N, 6, 20] x", "h = Conv (x, w, b) y = Relu (h)",
                  {"w": (5, 6, 3), "b": (5,)}),
+    "transposed": ("float[N, 6, 5, 5] x",
+                   "h = ConvTranspose <strides = [2, 1], pads = [1, 0, 0, 1], dilations = [1, 2], "
+                   "output_padding = [1, 0]> (x, w, b) y = Relu (h)",
+                   {"w": (6, 4, 3, 2), "b": (4,)}),
+    "transposed depthwise": ("float[N, 6, 7] x",
+                             "h = ConvTranspose <group = 6, strides = [2]> (x, w, b) y = Relu (h)",
+                             {"w": (6, 1, 4), "b": (6,)}),
     "gemm": ("float[N, 24] x", "h = Gemm <transB = 1> (x, w, b) y = Relu (h)",
              {"w": (7, 24), "b": (7,)}),
     "matmul": ("float[N, 5, 24] x", "h = MatMul (x, w) y = Relu (h)", {"w": (24, 7)}),
@@ -46,7 +54,11 @@ _LAYERS: dict[str, tuple[str, str, Mapping[str, tuple[int, ...]]]] = {
 
 
 def _problem(
-    takes: str, body: str, shapes: Mapping[str, tuple[int, ...]], bits: int
+    takes: str,
+    body: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    bits: int,
+    block_size: int | None = None,
 ) -> tuple[Problem, BlockData, QuantPlan]:
     text = f'<ir_version: 8, opset_import: ["" : 17]> net ({takes}) => (float[N, A] y) {{ {body} }}'
     proto = onnx.parser.parse_model(text)
@@ -61,7 +73,9 @@ def _problem(
     x = np.einsum("ij,nj...->ni...", mixing, random.normal(0.5, 1, size))
     x = (x + np.roll(x, 1, axis=-1)).astype(np.float32)
     points = find_points(model)
-    recipe = Recipe(weights=bits, first_last=bits, activations=None, threads=1)
+    recipe = Recipe(
+        weights=bits, first_last=bits, activations=None, threads=1, block_size=block_size
+    )
     plan = calibrate(model, points, Dataset({"x": x}), recipe)
     block = import_block(model)
     with torch.no_grad():
@@ -101,6 +115,60 @@ def test_outputs_are_nearer_than_with_nearest_rounding(
         assert quant.levels is not None
         assert quant.levels.shape == problem.constants[name].shape
         assert quant.scale.shape == plan.tensors[name].scale.shape
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("name", ["gemm", "matmul"])
+def test_blocks_of_inputs_gain_as_well(name: str, bits: int) -> None:
+    problem, data, plan = _problem(*_LAYERS[name], bits, block_size=16)  # of 24 inputs
+    (weight,) = (n for n in problem.constants if n in plan.tensors)
+    assert sorted(plan.tensors[weight].scale.shape) == [2, 7]
+    found = round_second_order(problem, data, seed=0).decisions
+    learned = plan.updated(found.tensors, found.biases)
+    nearest = _error(problem, data, plan, {})
+    assert _error(problem, data, learned, found.biases) < 0.7 * nearest
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_blocks_may_lie_in_pieces(pieces: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(*shape, generator=random) for shape in ((1, 5, 64), (512, 64)))
+    x += x.roll(1, dims=1)
+    quant = affine.block_quant(weight[0].numpy(), QType(3, "affine"), 0, 16)
+    gram = x.mT @ x / len(x)
+    parts = torch.stack([gram[i : i + 64 // pieces, i : i + 64 // pieces]
+                         for i in range(0, 64, 64 // pieces)])  # fmt: skip
+    moments = Moments(parts, torch.zeros(1, 5, 64), torch.zeros(1, 64), torch.zeros(1, 5))
+
+    def error(found: TensorQuant) -> float:
+        miss = torch.from_numpy(affine.dequantize(found.levels, found)) - weight[0]  # type: ignore[arg-type]
+        return float(((miss @ gram) * miss).sum())
+
+    levels, grid = _rounded(weight, moments, quant)
+    made = dataclasses.replace(
+        quant, levels=levels[0].numpy().astype(np.uint8), scale=stored(grid.scale, quant),
+        zero_point=stored(grid.offset, quant).astype(np.int32),
+    )  # fmt: skip
+    assert error(made) < 0.75 * error(quant)
+
+
+@pytest.mark.parametrize("name", ["conv", "stride", "groups", "depthwise", "sequence",
+                                  "transposed", "transposed depthwise"])  # fmt: skip
+def test_what_outputs_read_makes_them(name: str) -> None:
+    problem, data, _ = _problem(*_LAYERS[name], 4)
+    (layer,) = problem.points.layers.values()
+    weight, bias = (torch.from_numpy(np.array(problem.constants[n]))
+                    for n in (layer.weight, layer.bias))  # fmt: skip
+    x = torch.from_numpy(data.inputs["x"])
+    layer_output = problem.block.run({"x": x}, outputs=["h"])["h"].detach()
+    site = Site(layer, problem.nodes[0], weight, "h", None)
+    places = _Places(site, x, layer_output.numel(), torch.Generator())
+    matrix = site.matrix
+    read = places.read(x).reshape(-1, site.groups, matrix.shape[2])
+    found = torch.einsum("pgk,gok->pgo", read, matrix).flatten(1) + bias
+    made = places.made(layer_output)
+    torch.testing.assert_close(found, made, rtol=1e-4, atol=1e-4 * float(made.abs().max()))
+    np.testing.assert_array_equal(site.restored(matrix), weight.numpy())
 
 
 def test_half_of_the_error_goes_on_average() -> None:
@@ -153,9 +221,9 @@ def test_uncorrelated_inputs_are_rounded_to_nearest() -> None:
         torch.eye(16)[None], torch.zeros(1, 6, 16), torch.zeros(1, 16), torch.zeros(1, 6)
     )
     levels, grid = _rounded(weight, moments, quant)
-    fitted = dataclasses.replace(quant, scale=grid.scale[0])
+    fitted = dataclasses.replace(quant, scale=grid.scale[0, 0])
     np.testing.assert_array_equal(levels[0].numpy(), affine.quantize(weight[0].numpy(), fitted))
-    assert np.all(np.abs(grid.scale[0] / quant.scale - 1) < 0.1)
+    assert np.all(np.abs(grid.scale[0, 0] / quant.scale - 1) < 0.1)
 
 
 @pytest.mark.parametrize("together", [1, 1 << 20])
@@ -171,16 +239,16 @@ def test_each_channel_takes_the_grid_of_least_output_error(
 
     def errors() -> np.ndarray:
         levels, grid = _rounded(weight, moments, quant)
-        zero = grid.offset[0].astype(np.int32)
-        made = dataclasses.replace(quant, scale=grid.scale[0], zero_point=zero)
+        zero = grid.offset[0, 0].astype(np.int32)
+        made = dataclasses.replace(quant, scale=grid.scale[0, 0], zero_point=zero)
         miss = torch.from_numpy(affine.dequantize(levels[0].to(torch.uint8).numpy(), made))
         miss -= weight[0]
         return ((miss @ gram[0]) * miss).sum(1).numpy()
 
-    monkeypatch.setattr(second_order, "_TRIED", together)
+    monkeypatch.setattr(grids, "_TRIED", together)
     chosen = errors()
-    monkeypatch.setattr(second_order, "_FACTORS", (1.0,))
-    monkeypatch.setattr(second_order, "_SHIFTS", (0,))
+    monkeypatch.setattr(grids, "_FACTORS", (1.0,))
+    monkeypatch.setattr(grids, "_SHIFTS", (0,))
     assert chosen.sum() < 0.9 * errors().sum()
 
 
