@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxbrecq import blockwise, parts
@@ -9,6 +10,7 @@ from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.targets import ORT_CPU
 from onnxbrecq.graph.blocks import partition
+from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
 from onnxbrecq.parts import Task, relative_error
@@ -162,3 +164,37 @@ def test_the_error_of_a_masked_output_is_that_of_what_is_open() -> None:
     made = np.array([[1, 5], [2, 1]], np.float32)
     assert relative_error({"y": made}, {"y": target}, {}) == 1 / 9
     assert relative_error({"y": target}, {"y": target}, {}) == 0
+
+
+_DECODER = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 3, 8, 8] x) => (float[N, 3, 16, 16] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+    r = Relu (a)
+    t = ConvTranspose <strides = [2, 2], pads = [1, 1, 1, 1]> (r, w1, b1)
+    s = Relu (t)
+    u = ConvTranspose <group = 2> (s, w2, b2)
+    y = Conv (u, w3, b3)
+}
+"""
+
+
+def test_the_weight_of_a_transposed_convolution_is_learned(data: Dataset) -> None:
+    proto = onnx.parser.parse_model(_DECODER)
+    random = np.random.default_rng(0)
+    shapes = {"w0": (8, 3, 3, 3), "w1": (8, 8, 4, 4), "w2": (8, 4, 1, 1), "w3": (3, 8, 1, 1)}
+    for name, shape in shapes.items():
+        weight = random.normal(0, 0.2, shape).astype(np.float32)
+        bias = random.normal(0, 0.1, 3 if name == "w3" else 8).astype(np.float32)
+        for array, key in ((weight, name), (bias, name.replace("w", "b"))):
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, key))
+    model = from_proto(proto)
+    task, plan = _task(model, data, activations=8, reconstruction=_QUICK)
+    walked = walk(task, plan, silent)
+    for name in ("w1", "w2"):
+        before, after = plan.tensors[name], walked.plan.tensors[name]
+        assert before.qtype.bits == 2
+        assert not np.array_equal(before.levels, after.levels)  # type: ignore[arg-type]
+    total = [sum(getattr(block, key) for block in walked.blocks)
+             for key in ("loss_before", "loss_after")]  # fmt: skip
+    assert total[1] < 0.7 * total[0]

@@ -55,7 +55,8 @@ def test_weights_alone_in_blocks(tmp_path: Path) -> None:
     assert kernels.count("MatMulNBits") == len(result.layers) == 13
     told = inspect(path)
     assert isinstance(told, QuantizedInspection)
-    assert {layer["block_size"] for layer in told.as_json()["layers"]} == {32}
+    stored = {(x["weight_bits"], x["block_size"]) for x in told.as_json()["layers"]}
+    assert stored == {(4, 32), (8, None)}  # layers; the table of words
     assert _shorter(path) < 0.02
     other = _by_onnxruntime(theirs)
     assert result.output.size_bytes <= theirs.stat().st_size

@@ -114,7 +114,8 @@ def write_weight(
         op: the layer's operator.
         integer_data: whether the layer's data is quantized as well.
     """
-    if integer_data or target.storage != "decoded":
+    alone = op not in (*PRODUCTS, "Conv")  # of what computes in floats whatever it reads
+    if integer_data or (target.storage != "decoded" and not alone):
         axis = {} if quant.axis is None else {"axis": quant.axis}
         if target.unsigned and quant.qtype.bits == 8:
             inputs = [_uint8(graph, quant), graph.constant("s", quant.scale)]

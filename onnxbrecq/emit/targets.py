@@ -28,7 +28,8 @@ class Target:
         activation_grids: the best first. Affine: unsigned, with any zero point, which is how less
             than 8 and 16 bits are written; signed: INT8 with zero point 0.
         per_channel: the operators whose weight may have a scale for each channel.
-        alone: operators that compute in floats whose weight is quantized all the same.
+        alone: operators that compute in floats whose weight is quantized all the same, and decoded
+            by nodes whatever the storage.
         storage: of weights below 8 bits. Decoded: packed, and turned into INT8 by nodes that the
             runtime folds at load; plain: packed, read by DequantizeLinear; int8: one in a byte.
         unsigned: weights of 8 bits are stored as UINT8 with zero point 128.
@@ -74,6 +75,7 @@ class Target:
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 PRODUCTS = ("Gemm", "MatMul")
+_ALONE = ("ConvTranspose", "Gather")
 # onnxruntime 1.32 makes a MatMulNBits of them, as fast as float for many rows and three times as
 # fast for one (1024 x 1024, AVX2). At 8 bits many rows take 1.3 to 1.6 times as long; 2 bits would
 # lose the half-step grid.
@@ -99,7 +101,7 @@ ORT_CPU = Target(
     unsigned=False,
     opset=28,
     moved=("DepthToSpace", "Pad", "SpaceToDepth"),
-    alone=("ConvTranspose", "Gather"),
+    alone=_ALONE,
     packed_products=True,
     blocks=_BLOCKS,
 )
@@ -119,7 +121,7 @@ ORT_CPU_AVX2 = Target(
     unsigned=True,
     opset=28,
     moved=ORT_CPU.moved,
-    alone=("ConvTranspose", "Gather"),
+    alone=_ALONE,
     packed_products=True,
     blocks=_BLOCKS,
 )
@@ -144,6 +146,7 @@ OPENVINO = Target(
     unsigned=False,
     opset=25,
     narrowest=4,
+    alone=_ALONE,
 )
 
 # TensorRT quantizes symmetrically only (zero points must be 0), activations and weights to INT8;
@@ -192,6 +195,7 @@ PORTABLE = Target(
     storage="int8",
     unsigned=False,
     opset=25,
+    alone=_ALONE,
     lowered=True,
 )
 

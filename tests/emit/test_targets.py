@@ -235,6 +235,50 @@ def test_a_plan_serves_every_target_that_takes_it(model: Model, data: Dataset) -
         np.testing.assert_array_equal(other["logits"], made[0]["logits"])
 
 
+_SENTENCES = """
+<ir_version: 10, opset_import: ["" : 21]>
+net (int64[N, 5] x) => (float[N, 5, 12] y) {
+    e = Gather (table, x)
+    a = MatMul (e, w)
+    t = Transpose <perm = [1, 0]> (table)
+    y = MatMul (a, t)
+}"""
+
+
+def _sentences() -> tuple[Model, Dataset]:
+    proto = onnx.parser.parse_model(_SENTENCES)
+    random = np.random.default_rng(0)
+    for name, shape in {"table": (12, 16), "w": (16, 16)}.items():
+        array = random.normal(0, 0.3, shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return from_proto(proto), Dataset({"x": random.integers(0, 12, (6, 5))})
+
+
+@pytest.mark.parametrize("activations", [8, None])
+@pytest.mark.parametrize("name", ["openvino", "portable"])
+def test_tables_are_decoded_for_others_too(name: str, activations: int | None) -> None:
+    model, data = _sentences()
+    recipe = Recipe(weights=4, activations=activations)
+    plan = calibrate(model, find_points(model), data, recipe)
+    made = emit(model, plan, TARGETS[name])
+    onnx.checker.check_model(made, full_check=True)
+    assert not [t for t in made.graph.initializer
+                if list(t.dims) == [12, 16] and t.data_type == TensorProto.FLOAT]  # fmt: skip
+    same = emit(model, plan, ORT_CPU)
+    found, expected = (Session(p, optimize=False, threads=1).run(data.inputs)["y"]
+                       for p in (made, same))  # fmt: skip
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", _OTHERS)
+def test_blocks_of_a_saved_plan_are_refused_by_name(name: str) -> None:
+    model, data = _sentences()
+    recipe = Recipe(weights=4, activations=None, block_size=32)
+    plan = calibrate(model, find_points(model), data, recipe)
+    with pytest.raises(EmissionError, match=rf"tensor '.*--target {name}"):
+        emit(model, plan, TARGETS[name])
+
+
 def test_float_activations_where_they_must_not_be(model: Model, data: Dataset) -> None:
     recipe = Recipe(weights=8, activations=None)
     plan = calibrate(model, find_points(model), data, recipe)
