@@ -219,16 +219,18 @@ def _difference(former: QuantPlan, plan: QuantPlan) -> QuantPlan:
 def _problem(task: Task, part: Part, plan: QuantPlan) -> Problem | None:
     """What the block can learn; None where there is nothing, or no wish to."""
     # A weight with one scale for all its channels is rounded to nearest: learning goes by channels.
+    # One that is shared is learned where it is first, but each of its layers has a bias of its own.
     planned = [name for name in part.block.weights if name in plan.tensors]
-    weights = [name for name in planned if plan.tensors[name].axis is not None]
-    if part.torch is None or not weights:
-        return None
-    biases = [layer.bias for layer in task.points.layers.values() if layer.weight in weights]
+    channels = [name for name in planned if plan.tensors[name].axis is not None]
+    weights = [name for name in channels if task.points.points[name].group == name]
+    biases = [layer.bias for layer in task.points.layers.values() if layer.weight in channels]
     constants = {
         name: np.asarray(task.model.initializers[name], np.float32)
         for name in (*weights, *biases)
         if name is not None
     }
+    if part.torch is None or not constants:
+        return None
     heads = _heads(part, task.points, plan)
     return Problem(
         part.torch, part.alone, plan, task.points, part.model.nodes, heads, constants,
@@ -283,7 +285,7 @@ def _grouped(learned: Mapping[str, TensorQuant], points: Points) -> dict[str, Te
     """The decisions, those for the head of a group handed to all its tensors."""
     found = dict(learned)
     for name, point in points.points.items():
-        if point.kind == "activation" and point.group in learned:
+        if point.group in learned:
             found[name] = learned[point.group]
     return found
 

@@ -64,11 +64,18 @@ def calibrate(
             if point.kind == "activation" and point.group in tensors:
                 tensors[name] = tensors[point.group]
     for layer in points.layers.values():
-        width = recipe.first_last if layer.edge else recipe.weights
+        shared = points.points[layer.weight]
+        if shared.group in tensors:  # of layers that share a weight the first decides
+            tensors[layer.weight] = tensors[shared.group]
+            continue
+        edge = any(points.layers[name].edge for name in shared.layers)
+        width = recipe.first_last if edge else recipe.weights
         grid = target.weight_grid(width, layer.op, integer_data=layer.data in tensors)
         qtype = QType(width, grid)
         axis = layer.axis if layer.op in target.per_channel else None
-        tensors[layer.weight] = _weight_quant(model, layer, qtype, axis, tensors.get(layer.data))
+        alike = [points.layers[name] for name in shared.layers]
+        least = np.max([_least_scale(model, x, tensors.get(x.data)) for x in alike], axis=0)
+        tensors[layer.weight] = _weight_quant(model, layer, qtype, axis, least)
     return QuantPlan(tensors, source_sha256=model.source_sha256, recipe=recipe.decisive().as_json())
 
 
@@ -97,17 +104,16 @@ def activation_bits(points: Points, recipe: Recipe) -> dict[str, int]:
 
 
 def _weight_quant(
-    model: Model, layer: Layer, qtype: QType, axis: int | None, data: TensorQuant | None
+    model: Model, layer: Layer, qtype: QType, axis: int | None, least: Array
 ) -> TensorQuant:
     """The weight at its nearest levels, with a scale for each channel or (`axis` None) one."""
     weight = np.asarray(model.initializers[layer.weight], np.float32)
-    least = _least_scale(model, layer, weight, data)
     return affine.weight_quant(weight, qtype, axis, least.max() if axis is None else least)
 
 
-def _least_scale(model: Model, layer: Layer, weight: Array, data: TensorQuant | None) -> Array:
+def _least_scale(model: Model, layer: Layer, data: TensorQuant | None) -> Array:
     """[C]: the weight scale below which the int32 bias of a channel would overflow."""
-    channels = weight.shape[layer.axis]
+    channels = model.initializers[layer.weight].shape[layer.axis]
     if layer.bias is None or data is None:
         return np.zeros(channels, np.float32)
     bias = np.abs(np.asarray(model.initializers[layer.bias], np.float64)).reshape(-1)

@@ -23,6 +23,7 @@ from onnxbrecq.graph.check_layers import check_layers, check_unquantized
 from onnxbrecq.graph.constants import Constants, edit_together
 from onnxbrecq.graph.model import Model, tensors
 from onnxbrecq.graph.normalise import normalise
+from onnxbrecq.graph.reads import part_reads
 from onnxbrecq.graph.wire import read_apart
 
 
@@ -70,7 +71,7 @@ def _canonical(
     )
     check_layers(model, where)
     check_unquantized(model, where)
-    return dataclasses.replace(model, notes=(*model.notes, *_batch_notes(model)))
+    return part_reads(dataclasses.replace(model, notes=(*model.notes, *_batch_notes(model))))
 
 
 def _batch_notes(model: Model) -> tuple[str, ...]:

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.recipe import Recipe, Reconstruction
-from onnxbrecq.recon.bridge import TorchBlock
 from onnxbrecq.recon.device import CPU, Rows, placed
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.quantizers import Dropping, LearnedBias, LearnedStep, Pull, SoftRounding
@@ -50,13 +49,13 @@ class _Quantized(nn.Module):
 
     def __init__(
         self,
-        block: TorchBlock,
+        problem: Problem,
         roundings: Mapping[str, SoftRounding],
         biases: Mapping[str, LearnedBias],
         steps: Mapping[str, LearnedStep],
     ) -> None:
         super().__init__()
-        self.block = block
+        self.problem = problem
         self.roundings = dict(roundings)
         self.biases = dict(biases)
         self.steps = dict(steps)
@@ -64,14 +63,15 @@ class _Quantized(nn.Module):
 
     def forward(self, feed: Mapping[str, Tensor], pull: Pull | None) -> dict[str, Tensor]:
         """The block's outputs with soft weights; `pull` joins the gradient of their rounding."""
-        constants = {name: rounding.soft(pull) for name, rounding in self.roundings.items()}
+        soft = {name: rounding.soft(pull) for name, rounding in self.roundings.items()}
+        constants = self.problem.with_others(soft)
         constants.update({name: bias.value() for name, bias in self.biases.items()})
-        return self.block.run(feed, constants, self.steps)
+        return self.problem.block.run(feed, constants, self.steps)
 
     def nearest(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The block's outputs with every weight at its nearest level."""
         weights = {name: rounding.nearest() for name, rounding in self.roundings.items()}
-        return self.block.run(feed, weights, self.steps)
+        return self.problem.block.run(feed, self.problem.with_others(weights), self.steps)
 
     def harden(self) -> None:
         """Fixes every weight at its level."""
@@ -171,7 +171,7 @@ def _quantized(problem: Problem, dropping: Dropping, lean: float) -> _Quantized:
     """The block with quantizers in their starting state."""
     plan, points, constants = problem.plan, problem.points.points, problem.constants
     return _Quantized(
-        problem.block,
+        problem,
         {
             name: SoftRounding(torch.from_numpy(np.array(value)), plan.tensors[name], lean)
             for name, value in constants.items()
@@ -192,7 +192,7 @@ def _biases(problem: Problem) -> dict[str, LearnedBias]:
     for layer in problem.points.layers.values():
         if layer.bias is None or layer.bias not in constants:
             continue
-        if layer.weight in constants:
+        if layer.weight in plan.tensors:
             data = plan.tensors.get(layer.data)
             reach = 1.0 if data is None else float(data.scale) * data.qtype.levels / 4
             weight = plan.tensors[layer.weight]

@@ -99,16 +99,20 @@ class _Rounding:
         """Rounds layer after layer, in the order of execution."""
         layers = {layer.weight: layer for layer in self._problem.points.layers.values()}
         for i, node in enumerate(self._problem.nodes):
-            layer = next((layers[n] for n in node.input if n in self._weights), None)
-            if layer is not None:
+            layer = next((layers[n] for n in node.input if n in layers), None)
+            if layer is not None and layer.weight in self._weights:
                 self._round(self.site(i, layer))
+            elif layer is not None and layer.bias in self._biases:
+                self._shift(self.site(i, layer))
         biases = {name: bias.numpy() for name, bias in self._biases.items()}
         return Rounded(Decisions(dict(self._weights), biases), self._aims)
 
     def site(self, i: int, layer: Layer) -> Site:
         """The layer of node `i`; with an Add behind it whose other operand stays as it is now."""
         nodes = self._problem.nodes
-        weight = torch.from_numpy(np.array(self._problem.constants[layer.weight], np.float32))
+        known = self._problem.constants.get(layer.weight)
+        shared = self._problem.block.constant
+        weight = shared(layer.weight) if known is None else torch.from_numpy(np.array(known))
         made = nodes[i].output[0]
         readers = [node for node in nodes if made in node.input]
         if made not in self._problem.block.outputs and [n.op_type for n in readers] == ["Add"]:
@@ -132,7 +136,6 @@ class _Rounding:
             found = gather(site, self._batches(site), self._generator)
         if found is None:
             return
-        moments = found.whole
         used = found.about_zero() if layer.bias is None else found
         quant = self._weights[layer.weight]
         aim = _aim(matrix, used)
@@ -148,11 +151,30 @@ class _Rounding:
         self._weights[layer.weight] = rounded
         self._aims[layer.weight] = site.restored(aim)
         if layer.bias is not None:
-            made = torch.from_numpy(affine.dequantize(rounded.levels, rounded))  # type: ignore[arg-type]
-            made = made.movedim(layer.axis, 0).reshape(matrix.shape)
-            read = moments.read.reshape(site.groups, -1)
-            bias = moments.missed + torch.einsum("gok,gk->go", matrix - made, read)
-            self._biases[layer.bias] = bias.reshape(-1)
+            self._biases[layer.bias] = self._bias(site, found)
+
+    def _shift(self, site: Site) -> None:
+        """Fits the bias of a layer whose weight is decided elsewhere."""
+        with placed(self._problem.block, self._problem.device):
+            found = gather(site, self._batches(site), self._generator)
+        if found is not None and site.layer.bias is not None:
+            self._biases[site.layer.bias] = self._bias(site, found)
+
+    def _bias(self, site: Site, found: Statistics) -> Tensor:
+        """The bias [C] that takes in the mean of what the layer misses."""
+        layer, matrix, moments = site.layer, site.matrix, found.whole
+        made = self._made()[layer.weight].cpu().movedim(layer.axis, 0).reshape(matrix.shape)
+        read = moments.read.reshape(site.groups, -1)
+        bias = moments.missed + torch.einsum("gok,gk->go", matrix - made, read)
+        return bias.reshape(-1)
+
+    def _made(self) -> dict[str, Tensor]:
+        """The block's weights as they are decided now."""
+        decided = {
+            name: torch.from_numpy(affine.dequantize(quant.levels, quant))  # type: ignore[arg-type]
+            for name, quant in self._weights.items()
+        }
+        return self._problem.with_others(decided)
 
     def _samples(self, site: Site) -> int:
         """How many samples the layer is looked at on: fewer where each has many places."""
@@ -165,12 +187,9 @@ class _Rounding:
     def _batches(self, site: Site) -> Iterator[Batch]:
         """What the layer reads in the quantized block, what it has to make; share of samples."""
         block, data = self._problem.block, site.layer.data
-        made = {
-            name: torch.from_numpy(affine.dequantize(quant.levels, quant))  # type: ignore[arg-type]
-            for name, quant in self._weights.items()
-        }
         device = self._problem.device
-        constants = {name: value.to(device) for name, value in (made | self._biases).items()}
+        made = {**self._made(), **self._biases}
+        constants = {name: value.to(device) for name, value in made.items()}
         total = min(self._count, self._samples(site))
         chosen = np.linspace(0, self._count - 1, total).astype(int)
         size = 1 if self._problem.alone else min(_BATCH, -(-total // 2))
