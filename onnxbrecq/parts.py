@@ -124,16 +124,20 @@ def deployed_error(task: Task, part: Part, plan: QuantPlan, data: BlockData) -> 
 def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float | None:
     """Weighted squared error of a block's outputs, relative to their weighted energy.
 
+    Without weights each output counts relative to its own, and the mean is returned: boxes in
+    pixels have a million times the energy of scores. Weights tell what each is worth.
+
     Where a target is not finite (behind a mask), nothing is compared. None if an output has another
     shape than its target: the number of boxes found, say.
     """
-    error = energy = 0.0
+    errors, energies = [], []
     for name, target in targets.items():
         if outputs[name].shape != target.shape:
             return None
         if target.dtype.kind not in _NUMBERS:
             continue
         weight = weights.get(name, np.ones((), np.float32))
+        error = energy = 0.0
         for start in range(0, len(target), RUN_BATCH):
             part = slice(start, start + RUN_BATCH)
             wanted = target[part].astype(np.float32)
@@ -142,7 +146,13 @@ def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float
             made = np.where(known, outputs[name][part], 0)
             error += float((weight * np.square(made - wanted, dtype=np.float64)).sum())
             energy += float((weight * np.square(wanted, dtype=np.float64)).sum())
-    return error / max(energy, float(np.finfo(np.float32).tiny))
+        errors.append(error)
+        energies.append(energy)
+    least = float(np.finfo(np.float32).tiny)
+    if weights:
+        return sum(errors) / max(sum(energies), least)
+    own = [energy or max(sum(energies), least) for energy in energies]
+    return sum(e / energy for e, energy in zip(errors, own, strict=True)) / max(len(own), 1)
 
 
 def row_by_row(data: BlockData) -> bool:

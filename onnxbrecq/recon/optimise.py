@@ -35,6 +35,7 @@ from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.quantizers import Dropping, LearnedBias, LearnedStep, Pull, SoftRounding
 from onnxbrecq.recon.resources import buffers_kept
 
+_SEEN = 64  # samples that tell the energy of each output
 _FEWEST = 4  # samples a step, where there are as many
 _WARM_UP = 0.2  # share of the steps without regularizer, as in the authors' code
 _LEAN = 0.9  # how near to its level a weight starts that was rounded with care
@@ -223,6 +224,15 @@ class _Source:
         )
         self._weights = {n: torch.from_numpy(a).to(device) for n, a in data.weights.items()}
         self._generator = generator
+        self._shares = {} if self._weights else self._equal_shares()
+
+    def _equal_shares(self) -> dict[str, float]:
+        """Of each output the factor that makes its energy that of the others; 1 if it is alone."""
+        few = self._targets.at(np.arange(min(self._count, _SEEN)))
+        energies = {name: float(target.square().mean()) for name, target in few.items()}
+        known = [energy for energy in energies.values() if energy > 0]
+        mean = sum(known) / max(len(known), 1)
+        return {name: mean / energy for name, energy in energies.items() if energy > 0}
 
     def batch(
         self, size: int, dropping: Dropping | None = None
@@ -238,11 +248,12 @@ class _Source:
         return feed, self._targets.at(index)
 
     def error(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-        """Mean weighted squared error, summed over the outputs."""
+        """Mean weighted squared error, summed over the outputs; without weights all count alike."""
         terms = []
         for name, target in targets.items():
             square = (outputs[name].float() - target).square()
-            terms.append((square * self._weights[name] if name in self._weights else square).mean())
+            weighted = square * self._weights[name] if name in self._weights else square
+            terms.append(weighted.mean() * self._shares.get(name, 1.0))
         return torch.stack(terms).sum()
 
 

@@ -58,7 +58,7 @@ def _edit(editor: Editor, conv: onnx.NodeProto, split: onnx.NodeProto, cuts: lis
 
 
 def _cuts(editor: Editor, split: onnx.NodeProto) -> list[_Cut] | None:
-    """The parts into which the Split cuts its channels; None if it does not, or where is not known."""
+    """The parts into which the Split cuts channels; None if it does not, or where is not known."""
     shape = editor.shape(split.input[0])
     sizes = editor.constant(split.input[1]) if len(split.input) > 1 else None
     if not shape or sizes is None or int(number(split, "axis", 0)) % len(shape) != 1:
