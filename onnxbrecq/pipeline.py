@@ -22,6 +22,7 @@ from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.fork import fork
 from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import Model
+from onnxbrecq.graph.passes.migration import with_constants
 from onnxbrecq.graph.points import find_points
 from onnxbrecq.graph.provenance import provenance
 from onnxbrecq.graph.write import places
@@ -35,6 +36,7 @@ from onnxbrecq.report.result import BlockFacts, Result
 from onnxbrecq.runtime.cache import Storage
 from onnxbrecq.runtime.doctor import environment, saturation_free
 from onnxbrecq.runtime.memory import peak
+from onnxbrecq.smoothing import smoothed
 from onnxbrecq.state import digest, opened
 from onnxbrecq.validation.validate import Validation
 from onnxbrecq.validation.validate import validate as validate_files
@@ -107,7 +109,7 @@ def quantize(
         for place in (*places(destination, float_model.source_bytes), *kept):
             claim(place, force=force, sources=float_model.files)
         samples, cut = _samples(data, float_model, recipe)
-        float_model = fork(float_model, recipe.activations)
+        original = float_model = fork(float_model, recipe.activations)
     points, blocks = find_points(float_model), partition(float_model)
     with clock.stage("forecast"):
         movable = 0 if samples is data else samples.nbytes
@@ -120,26 +122,31 @@ def quantize(
         if labelled is not None and labelled is not evaluation:
             labelled = storage.kept(labelled)
     with clock.stage("calibrate"):
+        alike = smoothed(float_model, points, samples, recipe)
+        float_model = with_constants(float_model, alike)
+        factors = {name: value for name, value in alike.items() if value.ndim == 1}
+        del alike  # weights are decided as levels
         decisions = calibrate(float_model, points, samples, recipe, progress=progress)
         decisions = dataclasses.replace(decisions, data_sha256=digest(samples.inputs))
+        decisions = decisions.updated({}, factors)
     notes = (*notes, *cut, *more, *_left_float(without_range(points, decisions, recipe)))
     task = Task(float_model, blocks, points, samples, recipe, here, storage)
     with opened(folder, _key(task, decisions.data_sha256), resume=resume) as state:
         with clock.stage("reconstruct"):
             walked = walk(task, decisions, progress, state)
         with clock.stage("emit"):
-            proto = emitted(float_model, walked.plan, target)
+            proto = emitted(original, walked.plan, target)
             beside = {path: walked.plan.as_bytes() for path in kept}
             files = written(proto, destination, threads=recipe.threads, beside=beside)
         state.discard()
     with clock.stage("validate"):
         validation = validate_files(
-            destination, float_model, samples=samples, labelled=labelled,
+            destination, original, samples=samples, labelled=labelled,
             max_drop=recipe.max_drop, min_integer=recipe.min_integer,
             target=recipe.target, threads=recipe.threads, progress=progress,
         )  # fmt: skip
     return _result(
-        float_model, files, proto,
+        original, files, proto,
         blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock, notes=notes,
     )  # fmt: skip
 

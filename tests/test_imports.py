@@ -47,12 +47,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "validation": (*LEAVES, "graph", "data", "emit", "runtime", "report", "validation"),
     "emission": (*LEAVES, "output", "graph", "emit", "runtime", "report"),
     "calibrate": (*LEAVES, "graph", "data", "emit", "runtime"),
+    "smoothing": (*LEAVES, "graph", "data", "emit", "runtime"),
     "forecast": (*LEAVES, "graph", "data", "runtime"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "blockwise": (*LEAVES, "graph", "data", "runtime", "recon", "report", "state", "parts"),
     "pipeline": (
         *LEAVES, "output", "graph", "data", "emit", "runtime", "recon", "report", "validation",
-        "calibrate", "forecast", "parts", "blockwise", "state", "emission",
+        "calibrate", "smoothing", "forecast", "parts", "blockwise", "state", "emission",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.

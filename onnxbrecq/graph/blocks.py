@@ -9,9 +9,9 @@ joined:
 - what holds no layer (activation functions, pooling, reshapes) belongs to the segment before it;
 - segments without branches are grouped up to `CHAIN_LAYERS` layers, and a group closes behind a
   linear bottleneck: a layer that no activation function follows;
-- where something selects among the outputs of the last layers (NonMaxSuppression, TopK, ArgMax), all
-  that is behind these layers is a block of its own: they are judged by what they make, not by which
-  of it comes first;
+- where something selects among the outputs of the last layers (NonMaxSuppression, TopK, ArgMax),
+  all that is behind these layers is a block of its own: they are judged by what they make, not by
+  which of it comes first;
 - a segment with branches is a block of its own; one with more than `REGION_LAYERS` layers is
   split where the fewest tensors cross, into units with several inputs and outputs.
 
@@ -40,8 +40,8 @@ _ACTIVATIONS = frozenset(
 )  # fmt: skip
 # What comes out depends on an order of values, in jumps.
 _SELECTIONS = frozenset(
-    {"ArgMax", "ArgMin", "Hardmax", "MaxRoiPool", "NonMaxSuppression", "NonZero", "RoiAlign", "TopK",
-     "Unique"}
+    {"ArgMax", "ArgMin", "Hardmax", "MaxRoiPool", "NonMaxSuppression", "NonZero", "RoiAlign",
+     "TopK", "Unique"}
 )  # fmt: skip
 
 

@@ -3,15 +3,15 @@
     python tests/benchmarks/detection.py --data DIR --models detector,nanodet \
         --settings W8A8,W4A8,W4A4 --output DIR
 
-`detector` is the fixture, NonMaxSuppression in its graph. `nanodet` needs, as `real_models.py` says,
+`detector` is the fixture, NonMaxSuppression in its graph. `nanodet` needs in DIR
 
     models/nanodet_m_416.onnx     coco/images/     coco/labels/NAME.txt
 
-with lines of `class x y width height` for each box, relative to the picture. Its decoding is here: the
-distances to the sides of a box are means of distributions over 0 ... 7 strides (Li et al., Generalized
-Focal Loss, NeurIPS 2020), at the centres of cells of 8, 16 and 32 pixels; then suppression within
-each class. It calibrates on the pictures that it is judged on, whose labels it does not see: there
-are no others.
+with lines of `class x y width height` for each box, relative to the picture. Its decoding is here:
+the distances to the sides of a box are means of distributions over 0 ... 7 strides (Li et al.,
+Generalized Focal Loss, NeurIPS 2020), at the centres of cells of 8, 16 and 32 pixels; then
+suppression within each class. It calibrates on the pictures that it is judged on, whose labels it
+does not see: there are no others.
 
 mAP is COCO's own (pycocotools), at an overlap of 0.5 and over 0.5 ... 0.95.
 """
@@ -181,11 +181,13 @@ def labels(paths: Sequence[Path], size: tuple[int, int]) -> Boxes:
         factor = min(size[0] / height, size[1] / width)
         shape = np.array([round(width * factor), round(height * factor)])
         corner = (np.array([size[1], size[0]]) - shape) // 2
-        file = path.parents[1] / "labels" / f"{path.stem}.txt"
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        told = path.parents[1] / "labels" / f"{path.stem}.txt"
+        for line in told.read_text(encoding="utf-8").splitlines() if told.exists() else ():
             kind, *numbers = line.split()
             centre, extent = np.array(numbers, np.float64).reshape(2, 2) * shape
-            boxes.append(np.concatenate([centre - extent / 2, centre + extent / 2]) + np.tile(corner, 2))
+            boxes.append(
+                np.concatenate([centre - extent / 2, centre + extent / 2]) + np.tile(corner, 2)
+            )
             classes.append(int(kind))
             images.append(i)
     return Boxes(np.array(boxes, np.float32), np.array(classes), np.array(images))
@@ -196,7 +198,8 @@ def labels(paths: Sequence[Path], size: tuple[int, int]) -> Boxes:
 COLUMNS = {
     "model": "{}", "setting": "{}", "effort": "{}", "float50": "{:.1f}", "map50": "{:.1f}",
     "drop50": "{:+.1f}", "float": "{:.1f}", "map": "{:.1f}", "sqnr_db": "{:.1f}",
-    "size_ratio": "{:.3f}", "integer_macs": "{:.3f}", "latency_ratio": "{:.2f}", "seconds": "{:.0f}",
+    "size_ratio": "{:.3f}", "integer_macs": "{:.3f}", "latency_ratio": "{:.2f}",
+    "seconds": "{:.0f}",
 }  # fmt: skip
 
 
@@ -236,7 +239,8 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=512, help="samples, at most")
     arguments = rows.arguments(parser)
     jobs = [
-        Job(name, "onnxbrecq", setting, arguments.effort, arguments.calibration, 0, arguments.threads)
+        Job(name, "onnxbrecq", setting, arguments.effort, arguments.calibration, 0,
+            arguments.threads)
         for name in arguments.models.split(",") for setting in arguments.settings.split(",")
     ]  # fmt: skip
     for job in jobs:
