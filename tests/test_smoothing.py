@@ -24,8 +24,8 @@ _PRE_NORM = """n = LayerNormalization (x, gamma, beta) h = MatMul (n, w0) g = Ge
 _RECIPE = Recipe(weights=8, activations=8, effort="fast", threads=1)
 
 
-def _proto(body: str, outlying: float) -> onnx.ModelProto:
-    takes = f"(float[N, 5, {_WIDTH}] x) => (float[N, 5, {_WIDTH}] y)"
+def _proto(body: str, outlying: float, more: str = "") -> onnx.ModelProto:
+    takes = f"(float[N, 5, {_WIDTH}] x) => (float[N, 5, {_WIDTH}] y{more})"
     proto = onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : 20]> net {takes} {{ {body} }}'
     )
@@ -62,6 +62,30 @@ def test_a_migrated_model_computes_the_same() -> None:
     np.testing.assert_allclose(made, wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))
 
 
+_ROWS_MOVED = """n = LayerNormalization (x, gamma, beta) t = Transpose <perm = [1, 0, 2]> (n)
+    r = Reshape (t, flat) h = MatMul (r, w0) front = Slice (n, one, five, one)
+    back = Slice (n, zero, one, one) rolled = Concat <axis = 1> (front, back)
+    k = MatMul (rolled, w2) y = Add (k, x) z = Relu (h)"""
+_NUMBERS = """flat = Constant <value = int64[2] {-1, 16}> ()
+    zero = Constant <value = int64[1] {0}> () one = Constant <value = int64[1] {1}> ()
+    five = Constant <value = int64[1] {5}> ()"""
+
+
+def test_channels_are_followed_where_rows_move() -> None:
+    """Heads, windows and shifted windows lie between a norm and its layers."""
+    model = from_proto(_proto(f"{_NUMBERS} {_ROWS_MOVED}", 30, ", float z"))
+    (site,) = sites(model, find_points(model))
+    assert {layer.weight for layer in site.layers} == {"w0", "w2"}
+    values = migrated(model, site, np.linspace(0.2, 5, _WIDTH, dtype=np.float32))
+    feed = _data().inputs
+    made, wanted = (
+        Session(m.proto, threads=1).run(feed) for m in (with_constants(model, values), model)
+    )
+    for name, value in wanted.items():
+        atol = 1e-5 * float(np.abs(value).max())  # as above
+        np.testing.assert_allclose(made[name], value, rtol=0, atol=atol)
+
+
 def test_outlying_channels_are_made_alike() -> None:
     model = from_proto(_proto(_PRE_NORM, 30))
     values = smoothed(model, find_points(model), _data(), _RECIPE)
@@ -88,8 +112,10 @@ def test_channels_stay_where_one_scale_serves_them(recipe: Recipe) -> None:
         "h = MatMul (n, t) k = MatMul (h, x) y = MatMul (k, w0)",
         "n = LayerNormalization (x, gamma, beta) h = MatMul (n, w0) k = MatMul (x, w0) "
         "y = Add (h, k)",
+        "n = LayerNormalization (x, gamma, beta) t = Transpose <perm = [0, 2, 1]> (n) "
+        "s = Transpose <perm = [0, 2, 1]> (t) y = MatMul (s, w0)",
     ],
-    ids=["added-up", "not-linear", "a-product", "a-shared-weight"],
+    ids=["added-up", "not-linear", "a-product", "a-shared-weight", "channels-move"],
 )
 def test_nothing_migrates_where_others_read_or_a_weight_is_shared(body: str) -> None:
     model = from_proto(_proto(body, 30))

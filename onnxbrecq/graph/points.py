@@ -130,11 +130,13 @@ def find_points(model: Model) -> Points:
             ceiling,
         )
     shared = _shared_weights(model, layers.values())
+    alike: dict[str, list[str]] = {}
+    for layer in layers.values():
+        alike.setdefault(shared[layer.weight], []).append(layer.node)
     for layer in layers.values():
         head = shared[layer.weight]
-        alike = tuple(other.node for other in layers.values() if shared[other.weight] == head)
         points[layer.weight] = QuantPoint(
-            layer.weight, "weight", layer.axis, (layer.node,), head, alike
+            layer.weight, "weight", layer.axis, (layer.node,), head, tuple(alike[head])
         )
     return Points(points, layers, _float_nodes(model, layers, quantized, refused))
 

@@ -16,10 +16,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, attribute
-from onnxbrecq.graph.points import Layer, Points
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
+from onnxbrecq.graph.passes.values import integers, number
+from onnxbrecq.graph.points import Layer, Points, carried
 
 Array = NDArray[np.float32]
+
+_MOVES = ("Gather", "Pad", "Reshape", "Slice", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Site:
     Attributes:
         tensor: what it makes, [..., C].
         factors: names of gamma and, if it is there, beta: [C].
-        layers: all that read the tensor.
+        layers: all that read its channels.
     """
 
     tensor: str
@@ -38,30 +41,61 @@ class Site:
 
 
 def sites(model: Model, points: Points) -> Iterator[Site]:
-    """The LayerNormalizations that only layers read."""
+    """The LayerNormalizations that only layers read, whatever moves their rows in between."""
     for node in model.nodes:
         if node.op_type != "LayerNormalization" or node.domain not in STANDARD_DOMAINS:
             continue
-        tensor, factors = node.output[0], tuple(name for name in node.input[1:] if name)
-        shape = model.shapes.get(tensor, ())
-        readers = model.consumers.get(tensor, ())
-        layers = [points.layers[reader.name] for reader in readers if reader.name in points.layers]
-        if (
-            shape
-            and int(attribute(node, "axis", -1)) % len(shape) == len(shape) - 1  # type: ignore[call-overload]
-            and all(name in model.initializers for name in factors)
-            and not any(node.output[1:])
-            and tensor not in model.outputs
-            and len(layers) == len(readers) > 0
-            and all(_may_scale(layer, tensor, points) for layer in layers)
-        ):
-            yield Site(tensor, factors, tuple(layers))
+        factors = tuple(name for name in node.input[1:] if name)
+        rank = len(model.shapes.get(node.output[0], ()))
+        last = rank > 0 and _axis(node, rank) == rank - 1
+        if last and not any(node.output[1:]) and all(n in model.initializers for n in factors):
+            layers = _layers_behind(model, points, node.output[0])
+            if layers:
+                yield Site(node.output[0], factors, layers)
 
 
-def _may_scale(layer: Layer, tensor: str, points: Points) -> bool:
-    """Whether the layer reads the tensor's channels with a weight that is its own."""
-    own = points.points[layer.weight].layers == (layer.node,)
-    return own and layer.op != "Conv" and layer.data == tensor
+def _layers_behind(model: Model, points: Points, tensor: str) -> tuple[Layer, ...]:
+    """The layers that read the tensor's channels, with weights of their own; none if others do."""
+    channels, reached = model.shapes[tensor][-1], {tensor}
+    found = []
+    for node in model.nodes:
+        data = reached.intersection(node_inputs(node))
+        if not data:
+            continue
+        layer = points.layers.get(node.name)
+        if layer is not None and layer.data in data and layer.op != "Conv":
+            if points.points[layer.weight].layers != (layer.node,):
+                return ()
+            found.append(layer)
+        elif _moves_rows(model, node, reached, channels):
+            reached.update(node.output)
+        else:
+            return ()
+    return () if reached.intersection(model.outputs) else tuple(found)
+
+
+def _moves_rows(
+    model: Model, node: onnx.NodeProto, reached: set[str], channels: int | None
+) -> bool:
+    """Whether what the node makes are rows of its data, whole and the channels in their order."""
+    shapes = [model.shapes.get(name, ()) for name in (node.input[0], *node.output)]
+    if not all(shape and shape[-1] == channels for shape in shapes) or channels is None:
+        return False
+    rank = len(shapes[0])
+    if node.op_type == "Concat":
+        return reached.issuperset(node.input) and _axis(node, rank) != rank - 1
+    if node.op_type == "Transpose":
+        return integers(node, "perm")[-1:] == [rank - 1]
+    if node.op_type == "Slice" and len(node.input) > 4:  # it may turn the order of channels
+        steps = model.initializers.get(node.input[4])
+        return steps is not None and bool((np.asarray(steps, np.int64) > 0).all())
+    if node.op_type == "Gather" and _axis(node, rank, 0) == rank - 1:
+        return False
+    return node.op_type in _MOVES and carried(model, node)
+
+
+def _axis(node: onnx.NodeProto, rank: int, default: int = -1) -> int:
+    return int(number(node, "axis", default)) % rank
 
 
 def migrated(model: Model, site: Site, scale: Array) -> dict[str, Array]:
