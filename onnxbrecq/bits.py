@@ -70,7 +70,10 @@ def offered_bits(
     said, tables = uniform_bits(points, recipe), points.tied()
     closed = {
         name for name, layer in points.layers.items()
-        if name in pins or layer.weight in tables or (layer.edge and recipe.first_last is not None)
+        if name in pins
+        or layer.weight in tables
+        or _is_shared(points, layer)
+        or (layer.edge and recipe.first_last is not None)
     }  # fmt: skip
     least = _least_data(points, {name: said[name] for name in closed})
     found: dict[str, tuple[Bits, ...]] = {}
@@ -82,6 +85,11 @@ def offered_bits(
         free = tuple(Bits(w, a) for a in data for w in offered)
         found[name] = (said[name],) if name in closed else free
     return found
+
+
+def _is_shared(points: Points, layer: Layer) -> bool:
+    """Whether other layers have the same weight: they would have to choose alike."""
+    return len(points.points[layer.weight].layers) > 1
 
 
 def _least_data(points: Points, closed: Allocation) -> dict[str, int]:

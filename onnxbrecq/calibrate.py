@@ -45,7 +45,7 @@ class Calibration:
         self._target = target_for(
             recipe.target, saturates=False
         )  # for onnxruntime, saturating or not
-        self._known: dict[tuple[str, int, float], TensorQuant] = {}
+        self._known: dict[tuple[str, int, tuple[float, ...]], TensorQuant] = {}
 
     def of(self, model: Model, points: Points) -> "Calibration":
         """The same for a model whose activations are among those that were sampled."""
@@ -62,10 +62,14 @@ class Calibration:
             if point.kind == "activation" and point.group in tensors:
                 tensors[name] = tensors[point.group]
         for name, layer in self._points.layers.items():
-            wanted = bits[name].weight
-            if wanted is not None and (layer.integer or layer.op in self._target.alone):
-                read = tensors.get(layer.data) if layer.integer else None
-                tensors[layer.weight] = self.weight(layer, wanted, read)
+            head = self._points.points[layer.weight].group
+            if head in tensors:  # of layers that share a weight the first decides
+                tensors[layer.weight] = tensors[head]
+                continue
+            alike = [bits[other].weight for other in self._points.points[layer.weight].layers]
+            known = [width for width in alike if width is not None]
+            if bits[name].weight is not None and (layer.integer or layer.op in self._target.alone):
+                tensors[layer.weight] = self.weight(layer, max(known), tensors)
         if "Gather" in self._target.alone:
             tensors.update(_tables(self._model, self._points, tensors))
         return QuantPlan(
@@ -74,15 +78,25 @@ class Calibration:
             recipe=self._recipe.decisive().as_json(),
         )
 
-    def weight(self, layer: Layer, width: int, data: TensorQuant | None) -> TensorQuant:
-        """The weight of so many bits at its nearest levels, beside the decision for its data."""
-        scale = 0.0 if data is None else float(data.scale)
-        key = layer.weight, width, scale
+    def weight(self, layer: Layer, width: int, decided: Mapping[str, TensorQuant]) -> TensorQuant:
+        """The weight of so many bits at its nearest levels, beside the decisions for its data.
+
+        One that layers share is decided for the data of all.
+        """
+        alike = [self._points.layers[n] for n in self._points.points[layer.weight].layers]
+        reads = [decided.get(other.data) if other.integer else None for other in alike]
+        scales = [0.0 if data is None else float(data.scale) for data in reads]
+        key = layer.weight, width, tuple(scales)
         if key not in self._known:
-            self._known[key] = self._weight(layer, width, data)
+            floors = [
+                _least_scale(self._model, other, data)
+                for other, data in zip(alike, reads, strict=True)
+            ]
+            integer = reads[alike.index(layer)] is not None
+            self._known[key] = self._weight(layer, width, np.max(floors, axis=0), integer=integer)
         return self._known[key]
 
-    def _weight(self, layer: Layer, width: int, data: TensorQuant | None) -> TensorQuant:
+    def _weight(self, layer: Layer, width: int, least: Array, *, integer: bool) -> TensorQuant:
         target, size = self._target, self._recipe.block_size
         if size is not None and layer.op in PRODUCTS and layer.weight not in self._points.tied():
             qtype, weight = (
@@ -90,12 +104,12 @@ class Calibration:
                 _float(self._model, layer.weight),
             )
             return affine.block_quant(weight, qtype, layer.axis, size)
-        grid = target.weight_grid(width, layer.op, integer_data=data is not None)
+        grid = target.weight_grid(width, layer.op, integer_data=integer)
         axis = layer.axis if layer.op in (*target.per_channel, *target.alone) else None
-        return _weight_quant(self._model, layer, QType(width, grid), axis, data)
+        return _weight_quant(self._model, layer, QType(width, grid), axis, least)
 
     def _activation(self, head: str, width: int) -> TensorQuant:
-        key = head, width, 0.0
+        key = head, width, ()
         if key not in self._known:
             point = self._points.points[head]
             self._known[key] = affine.activation_quant(
@@ -181,11 +195,10 @@ def activation_bits(points: Points, recipe: Recipe, bits: Allocation) -> dict[st
 
 
 def _weight_quant(
-    model: Model, layer: Layer, qtype: QType, axis: int | None, data: TensorQuant | None
+    model: Model, layer: Layer, qtype: QType, axis: int | None, least: Array
 ) -> TensorQuant:
     """The weight at its nearest levels, with a scale for each channel or (`axis` None) one."""
     weight = _float(model, layer.weight)
-    least = _least_scale(model, layer, weight, data)
     return affine.weight_quant(weight, qtype, axis, least.max() if axis is None else least)
 
 
@@ -193,9 +206,9 @@ def _float(model: Model, weight: str) -> Array:
     return np.asarray(model.initializers[weight], np.float32)
 
 
-def _least_scale(model: Model, layer: Layer, weight: Array, data: TensorQuant | None) -> Array:
+def _least_scale(model: Model, layer: Layer, data: TensorQuant | None) -> Array:
     """[C]: the weight scale below which the int32 bias of a channel would overflow."""
-    channels = weight.shape[layer.axis]
+    channels = model.initializers[layer.weight].shape[layer.axis]
     if layer.bias is None or data is None:
         return np.zeros(channels, np.float32)
     bias = np.abs(np.asarray(model.initializers[layer.bias], np.float64)).reshape(-1)

@@ -223,6 +223,12 @@ def limits(menu: Menu, budgets: Sequence[Budget]) -> list[Limit]:
     return found
 
 
+def sized(menu: Menu, found: Found) -> Found:
+    """The allocation with the size of its very file, which is not quite the sum over layers."""
+    size = float(menu.sizes.of(menu.all_bits(found.bits)))
+    return dataclasses.replace(found, costs={**found.costs, "size": size})
+
+
 def chosen(space: Space, asked: Sequence[Limit]) -> Found:
     """The best allocation within the limits, whose very file keeps a limit of size.
 
@@ -236,9 +242,9 @@ def chosen(space: Space, asked: Sequence[Limit]) -> Found:
             found = genetic(space.problem, tightened, recipe.seed)
         else:
             found = exact(space.problem, tightened)
-        size = menu.sizes.of(menu.all_bits(found.bits))
+        found = sized(menu, found)
+        size = found.costs["size"]
         over = max((size - x.most for x in asked if x.cost.key == "size"), default=0)
-        found = dataclasses.replace(found, costs={**found.costs, "size": float(size)})
         if over <= 0:
             return found
         tightened = [Limit(x.cost, x.most - over) if x.cost.key == "size" else x for x in tightened]

@@ -125,25 +125,36 @@ def deployed_error(task: Task, part: Part, plan: QuantPlan, data: BlockData) -> 
 def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float | None:
     """Weighted squared error of a block's outputs, relative to their weighted energy.
 
-    None as of `energies`.
+    Without weights each output counts relative to its own, and the mean is returned: boxes in
+    pixels have a million times the energy of scores. Weights tell what each is worth. None as of
+    `energies`.
     """
     found = energies(outputs, targets, weights)
-    return None if found is None else found[0] / max(found[1], float(np.finfo(np.float32).tiny))
+    if found is None:
+        return None
+    least = float(np.finfo(np.float32).tiny)
+    error, energy = (sum(values) for values in zip(*found, strict=True)) if found else (0.0, 0.0)
+    if weights or not found:
+        return error / max(energy, least)
+    return sum(e / (own or max(energy, least)) for e, own in found) / len(found)
 
 
-def energies(outputs: Tensors, targets: Tensors, weights: Arrays) -> tuple[float, float] | None:
-    """Weighted sums of squares of a block's errors, and of its targets, over all samples.
+def energies(
+    outputs: Tensors, targets: Tensors, weights: Arrays
+) -> list[tuple[float, float]] | None:
+    """Weighted sums of squares of each output's errors, and of its target, over all samples.
 
     Where a target is not finite (behind a mask), nothing is compared. None if an output has another
     shape than its target: the number of boxes found, say.
     """
-    error = energy = 0.0
+    found: list[tuple[float, float]] = []
     for name, target in targets.items():
         if outputs[name].shape != target.shape:
             return None
         if target.dtype.kind not in _NUMBERS:
             continue
         weight = weights.get(name, np.ones((), np.float32))
+        error = energy = 0.0
         for start in range(0, len(target), RUN_BATCH):
             part = slice(start, start + RUN_BATCH)
             wanted = target[part].astype(np.float32)
@@ -152,7 +163,8 @@ def energies(outputs: Tensors, targets: Tensors, weights: Arrays) -> tuple[float
             made = np.where(known, outputs[name][part], 0)
             error += float((weight * np.square(made - wanted, dtype=np.float64)).sum())
             energy += float((weight * np.square(wanted, dtype=np.float64)).sum())
-    return error, energy
+        found.append((error, energy))
+    return found
 
 
 def row_by_row(data: BlockData) -> bool:
@@ -162,16 +174,18 @@ def row_by_row(data: BlockData) -> bool:
 
 def problem_of(task: Task, part: Part, plan: QuantPlan) -> Problem | None:
     """What the block can learn; None where there is nothing, or no wish to."""
+    # A weight that is shared is learned where it is first, but each of its layers has its own bias.
     tied = task.points.tied()
-    weights = [name for name in part.block.weights if name in plan.tensors and name not in tied]
-    if part.torch is None or not weights:
-        return None
-    biases = [layer.bias for layer in task.points.layers.values() if layer.weight in weights]
+    planned = [name for name in part.block.weights if name in plan.tensors and name not in tied]
+    weights = [name for name in planned if task.points.points[name].group == name]
+    biases = [layer.bias for layer in task.points.layers.values() if layer.weight in planned]
     constants = {
         name: np.asarray(task.model.initializers[name], np.float32)
         for name in (*weights, *biases)
         if name is not None
     }
+    if part.torch is None or not constants:
+        return None
     heads = heads_of(part, task.points, plan)
     return Problem(
         part.torch, part.alone, plan, task.points, part.model.nodes, heads, constants,
@@ -189,6 +203,6 @@ def grouped(learned: Mapping[str, TensorQuant], points: Points) -> dict[str, Ten
     """The decisions, those for the head of a group handed to all its tensors."""
     found = dict(learned)
     for name, point in points.points.items():
-        if point.kind == "activation" and point.group in learned:
+        if point.group in learned:
             found[name] = learned[point.group]
     return found

@@ -27,7 +27,7 @@ from onnxbrecq.graph.load import load, read
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.provenance import provenance
 from onnxbrecq.graph.write import contents, places
-from onnxbrecq.mixed import Menu, Space, chosen, explored, feasible, menu_of, smallest
+from onnxbrecq.mixed import Menu, Space, chosen, explored, feasible, menu_of, sized, smallest
 from onnxbrecq.output import claim, write_atomically
 from onnxbrecq.parts import Task
 from onnxbrecq.plan import QuantPlan
@@ -139,7 +139,7 @@ def quantize(
         state.discard()
     with clock.stage("validate"):
         validation = validate_files(
-            destination, ready.task.model, samples=ready.task.data, labelled=ready.labelled,
+            destination, ready.original, samples=ready.task.data, labelled=ready.labelled,
             metric=scoring(), limits=Limits.of(ready.recipe, ready.original.source_bytes),
             size_bytes=_bytes(files), target=ready.recipe.target, threads=ready.recipe.threads,
             progress=progress,
@@ -303,6 +303,7 @@ def pareto(
     with opened(folder, ready.key(), resume=resume) as state:
         space = explored(menu, progress, state=state, table=table)
         found = front(space.problem, axis, asked, points, progress)
+        found = tuple(sized(menu, f) for f in found) if cost == "size" else found
         picked = set(np.linspace(0, len(found) - 1, min(verify, len(found))).round().astype(int))
         made = tuple(
             Point(f, _verified(ready, space, f, progress, state) if i in picked else None)

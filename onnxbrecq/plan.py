@@ -93,8 +93,9 @@ class QuantPlan:
 
     Attributes:
         tensors: ONNX tensor name → decision. A tensor without an entry stays float.
-        biases: initializer name → float32 [C] bias in place of the model's: what rounding the
-            weights shifts on average is taken back here, at no cost when the model runs.
+        biases: initializer name → float32 [C] in place of the model's: what rounding the weights
+            shifts on average is taken back here, at no cost when the model runs; and the factors of
+            a LayerNormalization whose channels were made alike.
         source_sha256: the float model's file hash.
         data_sha256: hash of the calibration samples.
         recipe: what was asked for, as plain JSON values.

@@ -4,11 +4,14 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onnxbrecq.bits import Allocation, uniform_bits
 from onnxbrecq.calibrate import Calibration, sampled, without_range
@@ -22,6 +25,7 @@ from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.fork import fork
 from onnxbrecq.graph.load import load
 from onnxbrecq.graph.model import Model
+from onnxbrecq.graph.passes.migration import with_constants
 from onnxbrecq.graph.points import find_points
 from onnxbrecq.graph.write import places
 from onnxbrecq.output import claim
@@ -33,6 +37,7 @@ from onnxbrecq.recon.device import learning_device
 from onnxbrecq.report.result import MadeData
 from onnxbrecq.runtime.cache import Storage
 from onnxbrecq.runtime.doctor import environment, saturation_free
+from onnxbrecq.smoothing import smoothed
 from onnxbrecq.state import digest
 
 PathLike = str | os.PathLike[str]
@@ -65,6 +70,7 @@ class Prepared:
         task: the model with finer levels for what is added up (`onnxbrecq.graph.fork`), where
             layers may read fewer than 8 bits.
         target: the runtime that the model is for; that of the task stands for it here.
+        alike: constants of the task's model that differ from the original's (`smoothing`).
         calibration: of the task's activations.
         data_sha256: digest of the samples.
         labelled: evaluation samples, or None.
@@ -75,6 +81,7 @@ class Prepared:
     original: Model
     task: Task
     target: Target
+    alike: Mapping[str, NDArray[np.float32]]
     calibration: Calibration
     data_sha256: str
     labelled: Dataset | None
@@ -95,11 +102,13 @@ class Prepared:
         task, calibration = self.task, self.calibration
         if self.recipe.mixed and self.recipe.offered_activations:
             few = [name for name, b in bits.items() if b.data is not None and b.data < 8]
-            model = fork(self.original, _FEW, few)
+            model = with_constants(fork(self.original, _FEW, few), self.alike)
             points = find_points(model)
             task = dataclasses.replace(task, model=model, blocks=partition(model), points=points)
             calibration = calibration.of(model, points)
-        return task, dataclasses.replace(calibration.plan(bits), data_sha256=self.data_sha256)
+        factors = {name: value for name, value in self.alike.items() if value.ndim == 1}
+        plan = calibration.plan(bits).updated({}, factors)  # weights are decided as levels
+        return task, dataclasses.replace(plan, data_sha256=self.data_sha256)
 
     def uniform(self) -> Allocation:
         """The bits of every layer as the recipe says them."""
@@ -153,12 +162,14 @@ def prepared(
         if labelled is not None and labelled is not evaluation:
             labelled = storage.kept(labelled)
     with clock.stage("calibrate"):
+        alike = smoothed(model, points, samples, recipe, uniform)
+        model = with_constants(model, alike)
         calibration = sampled(model, points, samples, recipe, progress=progress)
         left = _left_float(without_range(points, calibration.plan(uniform), recipe))
         digested = digest(samples.inputs)
     task = Task(model, blocks, points, samples, recipe, here, storage)
     return Prepared(
-        original, task, target, calibration, digested, labelled, found.made,
+        original, task, target, alike, calibration, digested, labelled, found.made,
         (*notes, *found.notes, *more, *left),
     )  # fmt: skip
 

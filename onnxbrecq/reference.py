@@ -11,20 +11,26 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from onnxbrecq.recipe import PRESETS, Preprocess, Recipe, Reconstruction
+from onnxbrecq.recipe import PRESETS, Latency, Preprocess, Recipe, Reconstruction
 
 _WIDTH = 96
 _TABLES: Mapping[str, type] = {
     "": Recipe,
     "data.preprocess": Preprocess,
     "reconstruction": Reconstruction,
+    "latency": Latency,
 }
-_NESTED = ("preprocess", "reconstruction")  # fields of Recipe that are tables of their own
+_NESTED = (
+    "preprocess",
+    "reconstruction",
+    "latency",
+)  # fields of Recipe that are tables of their own
 _NOTES = {
     "": "",
     "data.preprocess": f"Of a folder of images; preset = NAME ({', '.join(PRESETS)}) sets several "
     "keys at once, those given beside it win.",
     "reconstruction": "In place of what effort says; these are the values of balanced.",
+    "latency": "What a budget of latency means.",
 }
 _FLOAT = "float"  # what TOML has for the absent bits of activations
 

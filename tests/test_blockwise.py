@@ -3,11 +3,13 @@ import dataclasses
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from onnxbrecq import blockwise, parts
 from onnxbrecq.blockwise import Walk, walk
 from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.targets import ORT_CPU
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.load import from_proto
@@ -84,6 +86,46 @@ def test_a_block_that_got_worse_keeps_its_former_decisions(
     walked = walk(task, plan, silent)
     _assert_weights_kept(walked, task, plan)
     assert all("kept round-to-nearest" in (block.note or "") for block in walked.blocks)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in-one-block", "in-two-blocks"])
+def test_a_shared_weight_is_learned_once_for_all_its_layers(apart: bool) -> None:
+    body = """stem = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) fine = Relu (stem)
+        coarse = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (fine)
+        top = Conv <pads = [1, 1, 1, 1]> (coarse, w1, b1) high = Relu (top) """
+    body += "deep = Conv <pads = [1, 1, 1, 1]> (high, w1, b1) more = Relu (deep) " if apart else ""
+    body += """low = Conv <pads = [1, 1, 1, 1]> (fine, w1, b1) wide = Relu (low)
+        small = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (wide)"""
+    body += f" sum = Add (small, {'more' if apart else 'high'}) y = Conv (sum, w2, b2)"
+    model = _shared_model(body)
+    x = np.random.default_rng(1).normal(size=(128, 3, 8, 8)).astype(np.float32)
+    settings = Reconstruction(iterations=40)
+    task, plan = _task(model, Dataset({"x": x}), activations=8, reconstruction=settings)
+    walked = walk(task, plan, silent)
+    layers = [n for n in task.points.layers.values() if n.weight.startswith("w1")]
+    decisions = [walked.plan.tensors[layer.weight] for layer in layers]
+    assert len(decisions) == 2 + apart
+    assert all(decision == decisions[0] for decision in decisions)
+    assert decisions[0] != plan.tensors[layers[0].weight]
+    biases = [walked.plan.biases[layer.bias] for layer in layers if layer.bias]
+    assert not np.array_equal(*biases[:2])
+    assert sum(b.loss_after for b in walked.blocks) < sum(b.loss_before for b in walked.blocks)
+    sizes = [np.prod(t.dims) for t in emit(model, walked.plan, ORT_CPU).graph.initializer]
+    assert sizes.count(8 * 8 * 9) == 1  # stored once
+
+
+def _shared_model(body: str) -> Model:
+    head = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 3, 8, 8] x) => (float y)'
+    proto = onnx.parser.parse_model(f"{head} {{ {body} }}")
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    random = np.random.default_rng(0)
+    shapes = {"w0": (8, 3, 3, 3), "w1": (8, 8, 3, 3), "w2": (8, 8, 1, 1)}
+    for name, shape in shapes.items():
+        weight = random.normal(0, 1.4 / np.sqrt(np.prod(shape[1:])), shape).astype(np.float32)
+        bias = random.normal(0, 0.1, shape[0]).astype(np.float32)
+        for array, key in ((weight, name), (bias, name.replace("w", "b"))):
+            proto.graph.initializer.append(numpy_helper.from_array(array, key))
+    return from_proto(proto)
 
 
 def test_a_block_that_torch_cannot_import_is_an_island(

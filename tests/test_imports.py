@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "calibrate": (*LEAVES, "bits", "graph", "data", "emit", "runtime", "arising"),
     "forecast": (*LEAVES, "bits", "graph", "data", "runtime", "search"),
     "bits": ("errors", "recipe", "graph"),
+    "smoothing": (*LEAVES, "bits", "graph", "data", "emit", "runtime"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
     "curvature": (*LEAVES, "graph", "runtime", "recon", "parts"),
     "datafree": (*LEAVES, "graph", "data", "runtime", "recon", "report"),
@@ -70,7 +71,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "mixed": (*LEAVES, "bits", "graph", "emit", "state", "parts", "calibrate", "search"),
     "preparation": (
         *LEAVES, "bits", "output", "graph", "data", "emit", "runtime", "recon", "report",
-        "calibrate", "datafree", "forecast", "parts", "state",
+        "calibrate", "smoothing", "datafree", "forecast", "parts", "state",
     ),
     "pipeline": (
         *LEAVES, "bits", "output", "graph", "data", "emit", "runtime", "recon", "report",

@@ -27,7 +27,7 @@ def test_the_printed_recipe_may_be_uncommented() -> None:
 
 def test_every_key_is_explained() -> None:
     assert all(key.meaning for key in keys())
-    assert {key.table for key in keys()} == {"", "data.preprocess", "reconstruction"}
+    assert {key.table for key in keys()} == {"", "data.preprocess", "reconstruction", "latency"}
 
 
 def test_the_page_is_current() -> None:

@@ -95,7 +95,7 @@ def emit(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
         for raw, made in zip(copy.output, node.output, strict=True):
             if made in decisions:
                 written.quantizer(made, raw)
-    made = _assembled(model, proto, graph)
+    made = _assembled(model, plan, proto, graph)
     return lowered(made) if target.lowered else made
 
 
@@ -285,7 +285,15 @@ def _write_bias(
     return graph.node("DequantizeLinear", inputs, graph.name("b"), **axis)
 
 
-def _assembled(model: Model, proto: onnx.ModelProto, graph: GraphWriter) -> onnx.ModelProto:
+def _planned(tensor: onnx.TensorProto, plan: QuantPlan) -> onnx.TensorProto:
+    """The constant with the value that the plan has for it."""
+    value = plan.biases.get(tensor.name)
+    return tensor if value is None else numpy_helper.from_array(value, tensor.name)
+
+
+def _assembled(
+    model: Model, plan: QuantPlan, proto: onnx.ModelProto, graph: GraphWriter
+) -> onnx.ModelProto:
     """The model of what was written, with the source's signature; unused constants left out."""
     reads = {name for node in graph.nodes for name in node_inputs(node)}
     reads |= set(model.outputs)
@@ -293,7 +301,7 @@ def _assembled(model: Model, proto: onnx.ModelProto, graph: GraphWriter) -> onnx
     nodes = [
         n for n in graph.nodes if n.op_type != "DequantizeLinear" or not reads.isdisjoint(n.output)
     ]
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in reads]
+    kept = [_planned(t, plan) for t in proto.graph.initializer if t.name in reads]
     if model.stored_type != onnx.TensorProto.FLOAT:
         kept, casts = _narrowed(kept, graph, model.stored_type)
         nodes[:0] = casts
@@ -305,6 +313,7 @@ def _assembled(model: Model, proto: onnx.ModelProto, graph: GraphWriter) -> onnx
             inputs,
             outputs,
             [*kept, *(t for name, t in graph.initializers.items() if name in reads)],
+            value_info=_summed(model, nodes),
         ),
         opset_imports=proto.opset_import,
         producer_name="onnxbrecq",
@@ -312,6 +321,25 @@ def _assembled(model: Model, proto: onnx.ModelProto, graph: GraphWriter) -> onnx
     opset = max(o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS)
     result.ir_version = max(proto.ir_version, ir_version(opset))
     return result
+
+
+def _summed(model: Model, nodes: Sequence[onnx.NodeProto]) -> list[onnx.ValueInfoProto]:
+    """The types of what is added up in front of each LayerNormalization.
+
+    onnxruntime makes a SkipLayerNormalization of both only where it knows their shapes, which it
+    does not infer through its own operators (1.32: test_a_sum_and_its_norm_are_one_node).
+    """
+    makers = {name: node for node in nodes for name in node.output}
+    found: dict[str, None] = {}
+    for node in nodes:
+        add = makers.get(node.input[0]) if node.op_type == "LayerNormalization" else None
+        if add is not None and add.op_type == "Add":
+            found.update(dict.fromkeys((*add.input, *add.output)))
+    return [
+        model.value_infos[name]
+        for name in found
+        if name in model.value_infos and name in makers and name not in model.outputs
+    ]
 
 
 def _narrowed(

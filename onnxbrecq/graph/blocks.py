@@ -9,6 +9,9 @@ joined:
 - what holds no layer (activation functions, pooling, reshapes) belongs to the segment before it;
 - segments without branches are grouped up to `CHAIN_LAYERS` layers, and a group closes behind a
   linear bottleneck: a layer that no activation function follows;
+- where something selects among the outputs of the last layers (NonMaxSuppression, TopK, ArgMax),
+  all that is behind these layers is a block of its own: they are judged by what they make, not by
+  which of it comes first;
 - a segment with branches is a block of its own; one with more than `REGION_LAYERS` layers is
   split where the fewest tensors cross, into units with several inputs and outputs.
 
@@ -34,6 +37,11 @@ BLOCK_WEIGHTS = 1 << 24  # elements; a larger layer is a block of its own
 _ACTIVATIONS = frozenset(
     {"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Gelu", "Tanh",
      "Elu", "Selu", "Softmax", "Mish", "Softplus", "Erf"}
+)  # fmt: skip
+# What comes out depends on an order of values, in jumps.
+_SELECTIONS = frozenset(
+    {"ArgMax", "ArgMin", "Hardmax", "MaxRoiPool", "NonMaxSuppression", "NonZero", "RoiAlign",
+     "TopK", "Unique"}
 )  # fmt: skip
 
 
@@ -69,6 +77,7 @@ def partition(model: Model) -> tuple[Block, ...]:
         if len(tensors) <= 1 and all(_per_sample(model, name) for name in tensors):
             segments.append([])
     groups = _group([segment for segment in segments if segment], model)
+    groups = [part for group in groups for part in _before_selection(group, model, crossing)]
     groups = [part for group in groups for part in _split(group, model, crossing)]
     return tuple(_block(group, model) for group in groups)
 
@@ -143,6 +152,19 @@ def _weight_count(segment: Segment, model: Model) -> int:
 def _activated(node: onnx.NodeProto, model: Model) -> bool:
     readers = [r for name in node.output for r in model.consumers.get(name, ())]
     return any(reader.op_type in _ACTIVATIONS for reader in readers)
+
+
+def _before_selection(
+    group: Segment, model: Model, crossing: Mapping[str, set[str]]
+) -> list[Segment]:
+    """`group` up to its last layer, and the rest, if that selects and can be cut off."""
+    made = {name for node in group for name in node.output}
+    last = max((i for i, node in enumerate(group) if _is_layer(node, model)), default=len(group))
+    behind = [i for i, node in enumerate(group) if i > last and node.op_type in _SELECTIONS]
+    for i in range(last + 1, behind[0] + 1) if behind else ():
+        if all(_per_sample(model, name) for name in crossing[group[i - 1].name] & made):
+            return [group[:i], group[i:]]
+    return [group]
 
 
 def _split(group: Segment, model: Model, crossing: Mapping[str, set[str]]) -> list[Segment]:

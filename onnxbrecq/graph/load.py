@@ -24,6 +24,7 @@ from onnxbrecq.graph.check_tensors import item_bits
 from onnxbrecq.graph.constants import Constants, edit_together
 from onnxbrecq.graph.model import Model, tensors
 from onnxbrecq.graph.normalise import normalise
+from onnxbrecq.graph.reads import part_reads
 from onnxbrecq.graph.wire import read_apart
 
 # Types of which a byte holds several values.
@@ -79,7 +80,7 @@ def _canonical(
         )
         check_layers(model, where)
         check_unquantized(model, where)
-    return dataclasses.replace(model, notes=(*model.notes, *_batch_notes(model)))
+    return part_reads(dataclasses.replace(model, notes=(*model.notes, *_batch_notes(model))))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from onnxbrecq.graph.norms import norms
 from onnxbrecq.graph.passes.arithmetic import edit_constant_pairs, edit_neutral
 from onnxbrecq.graph.passes.editor import Editor
 from onnxbrecq.graph.passes.functions import edit_functions, edit_prelu, edit_swish
+from onnxbrecq.graph.passes.heads import edit_heads
 from onnxbrecq.graph.passes.layer_norm import edit_layer_normalization
 from onnxbrecq.graph.passes.order import edit_order
 from onnxbrecq.graph.passes.padding import edit_auto_pads, edit_pads
@@ -30,7 +31,7 @@ from onnxbrecq.graph.upgrade import edit_opset
 
 _REWRITES = (
     edit_neutral, edit_swish, edit_prelu, edit_functions, edit_layer_normalization, edit_gemms,
-    edit_scales, edit_constant_pairs, edit_auto_pads, edit_pads,
+    edit_scales, edit_constant_pairs, edit_auto_pads, edit_pads, edit_heads,
 )  # fmt: skip
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 

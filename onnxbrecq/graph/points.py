@@ -16,12 +16,16 @@ The rows of a *table* that a Gather reads (an embedding) have 8 bits and a scale
 looked up, and its error not averaged over. Where a layer multiplies by the same table, both are one
 decision.
 
-One tensor has one quantizer, for all its readers. The bits asked for hold for what layers read;
-every other quantized tensor has 8.
+One tensor has one quantizer, for all its readers, and one weight has one decision, for all layers
+that share it. The bits asked for hold for what layers read; every other quantized tensor has 8.
+
+What detections are decoded from stays as fine as it can be: a Concat that ends the graph stays
+float, so that boxes keep a scale and scores keep theirs; so does the mean of a distribution of
+distances.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +44,7 @@ CARRIERS = frozenset(
 )  # fmt: skip
 _FLOAT = onnx.TensorProto.FLOAT
 _WIDTH = 8  # values of a row, from which on a scale of its own is worth its bytes
+_GLANCE = 64  # values by which most weights are told apart
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class QuantPoint:
         kind: weight or activation.
         axis: the output-channel axis of a weight; None per tensor.
         consumers: names of the nodes that read it.
-        group: name of the tensor whose quantizer it shares (itself if none).
+        group: name of the tensor whose quantizer it shares (itself if none); of a weight, the
+            first that is equal to it.
         layers: names of the layers that read the group: they set its bits.
         nonnegative: a Relu or Clip in front: the zero point must be 0.
         ceiling: upper bound set by a Clip in front, or None.
@@ -163,9 +169,14 @@ def find_points(model: Model) -> Points:
             nonnegative,
             ceiling,
         )
+    shared = _shared_weights(model, layers.values())
+    alike: dict[str, list[str]] = {}
     for layer in layers.values():
+        alike.setdefault(shared[layer.weight], []).append(layer.node)
+    for layer in layers.values():
+        head = shared[layer.weight]
         points[layer.weight] = QuantPoint(
-            layer.weight, "weight", layer.axis, (layer.node,), layer.weight, (layer.node,)
+            layer.weight, "weight", layer.axis, (layer.node,), head, tuple(alike[head])
         )
     tables = _tables(model, layers)
     told = dict.fromkeys(tables, "it looks up floats: its table alone is quantized")
@@ -271,9 +282,7 @@ def _axis(model: Model, node: onnx.NodeProto) -> int:
     if node.op_type == "ConvTranspose":  # [C_in, C_out / groups, ...]
         shape, groups = model.initializers[node.input[1]].shape, attribute(node, "group", 1)
         return 0 if shape[1] == 1 and shape[0] == groups != 1 else 1
-    if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
-    return 0 if node.op_type == "Conv" else 1
+    return _output_axis(node)
 
 
 def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
@@ -288,6 +297,8 @@ def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
         return "not float32"
     if node.op_type == "MatMul" and weight.ndim != 2:
         return f"its constant has {weight.ndim} dimensions; 2 are needed"
+    if _is_mean(model, node, weight):
+        return "the mean of a distribution, from which boxes are decoded"
     if len(node.input) > 2 and node.input[2] and node.input[2] not in model.initializers:
         return "its bias is not a constant"
     if node.op_type == "Gemm":
@@ -300,6 +311,40 @@ def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
         if bias is not None and bias.shape != (channels,):
             return f"its bias has shape {bias.shape}, not ({channels},)"
     return None
+
+
+def _is_mean(model: Model, node: onnx.NodeProto, weight: np.ndarray) -> bool:
+    """Whether the layer weighs the outputs of a Softmax to a single value.
+
+    That is the distance to a side of a box (Li et al., Generalized Focal Loss, NeurIPS 2020).
+    """
+    if node.op_type == "ConvTranspose" or weight.shape[_output_axis(node)] != 1:
+        return False
+    maker = model.producer.get(node.input[0])
+    while maker is not None and carried(model, maker):
+        maker = model.producer.get(maker.input[0])
+    return maker is not None and maker.op_type == "Softmax"
+
+
+def _output_axis(node: onnx.NodeProto) -> int:
+    """The output-channel axis of a layer's weight."""
+    if node.op_type == "MatMul":
+        return 1
+    return 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
+
+
+def _shared_weights(model: Model, layers: Iterable[Layer]) -> dict[str, str]:
+    """Weight → the first weight that is equal to it, and read by the same kind of layer."""
+    heads: dict[tuple[object, ...], list[str]] = {}
+    found = {}
+    for layer in layers:
+        weight = model.initializers[layer.weight]
+        some = weight.reshape(-1)[:: max(1, weight.size // _GLANCE)]
+        alike = heads.setdefault((layer.op, layer.axis, weight.shape, some.tobytes()), [])
+        same = (n for n in alike if np.array_equal(model.initializers[n], weight))
+        found[layer.weight] = next(same, layer.weight)
+        alike.extend({found[layer.weight]} - set(alike))
+    return found
 
 
 def _dequantized(model: Model, node: onnx.NodeProto) -> bool:
@@ -364,7 +409,9 @@ def _integer_operator(model: Model, node: onnx.NodeProto, marked: set[str]) -> b
     ):
         return False
     return _behind(model, node.output[0]) in marked or (
-        node.output[0] in model.outputs and all(name in marked for name in data)
+        node.output[0] in model.outputs
+        and node.op_type != "Concat"  # its inputs have scales of their own, and nobody needs one
+        and all(name in marked for name in data)
     )
 
 

@@ -106,6 +106,10 @@ class TorchBlock(nn.Module):
                     values.pop(name, None)
         return {name: values[name] for name in wanted}
 
+    def constant(self, name: str) -> Tensor:
+        """The float value of an initializer, on the processor."""
+        return self._constants[name].cpu()
+
     def arrays(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The float block's outputs for numpy inputs.
 

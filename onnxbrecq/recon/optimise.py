@@ -30,12 +30,12 @@ from torch import Tensor, nn
 
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.recipe import Recipe, Reconstruction
-from onnxbrecq.recon.bridge import TorchBlock
 from onnxbrecq.recon.device import CPU, Rows, placed
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem
 from onnxbrecq.recon.quantizers import Dropping, LearnedBias, LearnedStep, Pull, SoftRounding
 from onnxbrecq.recon.resources import buffers_kept
 
+_SEEN = 64  # samples that tell the energy of each output
 _FEWEST = 4  # samples a step, where there are as many
 _WARM_UP = 0.2  # share of the steps without regularizer, as in the authors' code
 _LEAN = 0.9  # how near to its level a weight starts that was rounded with care
@@ -50,13 +50,13 @@ class _Quantized(nn.Module):
 
     def __init__(
         self,
-        block: TorchBlock,
+        problem: Problem,
         roundings: Mapping[str, SoftRounding],
         biases: Mapping[str, LearnedBias],
         steps: Mapping[str, LearnedStep],
     ) -> None:
         super().__init__()
-        self.block = block
+        self.problem = problem
         self.roundings = dict(roundings)
         self.biases = dict(biases)
         self.steps = dict(steps)
@@ -64,14 +64,15 @@ class _Quantized(nn.Module):
 
     def forward(self, feed: Mapping[str, Tensor], pull: Pull | None) -> dict[str, Tensor]:
         """The block's outputs with soft weights; `pull` joins the gradient of their rounding."""
-        constants = {name: rounding.soft(pull) for name, rounding in self.roundings.items()}
+        soft = {name: rounding.soft(pull) for name, rounding in self.roundings.items()}
+        constants = self.problem.with_others(soft)
         constants.update({name: bias.value() for name, bias in self.biases.items()})
-        return self.block.run(feed, constants, self.steps)
+        return self.problem.block.run(feed, constants, self.steps)
 
     def nearest(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The block's outputs with every weight at its nearest level."""
         weights = {name: rounding.nearest() for name, rounding in self.roundings.items()}
-        return self.block.run(feed, weights, self.steps)
+        return self.problem.block.run(feed, self.problem.with_others(weights), self.steps)
 
     def harden(self) -> None:
         """Fixes every weight at its level."""
@@ -171,7 +172,7 @@ def _quantized(problem: Problem, dropping: Dropping, lean: float) -> _Quantized:
     """The block with quantizers in their starting state."""
     plan, points, constants = problem.plan, problem.points.points, problem.constants
     return _Quantized(
-        problem.block,
+        problem,
         {
             name: SoftRounding(torch.from_numpy(np.array(value)), plan.tensors[name], lean)
             for name, value in constants.items()
@@ -192,7 +193,7 @@ def _biases(problem: Problem) -> dict[str, LearnedBias]:
     for layer in problem.points.layers.values():
         if layer.bias is None or layer.bias not in constants:
             continue
-        if layer.weight in constants:
+        if layer.weight in plan.tensors:
             data = plan.tensors.get(layer.data)
             reach = 1.0 if data is None else float(data.scale) * data.qtype.levels / 4
             weight = plan.tensors[layer.weight]
@@ -223,6 +224,15 @@ class _Source:
         )
         self._weights = {n: torch.from_numpy(a).to(device) for n, a in data.weights.items()}
         self._generator = generator
+        self._shares = {} if self._weights else self._equal_shares()
+
+    def _equal_shares(self) -> dict[str, float]:
+        """Of each output the factor that makes its energy that of the others; 1 if it is alone."""
+        few = self._targets.at(np.arange(min(self._count, _SEEN)))
+        energies = {name: float(target.square().mean()) for name, target in few.items()}
+        known = [energy for energy in energies.values() if energy > 0]
+        mean = sum(known) / max(len(known), 1)
+        return {name: mean / energy for name, energy in energies.items() if energy > 0}
 
     def batch(
         self, size: int, dropping: Dropping | None = None
@@ -238,11 +248,12 @@ class _Source:
         return feed, self._targets.at(index)
 
     def error(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-        """Mean weighted squared error, summed over the outputs."""
+        """Mean weighted squared error, summed over the outputs; without weights all count alike."""
         terms = []
         for name, target in targets.items():
             square = (outputs[name].float() - target).square()
-            terms.append((square * self._weights[name] if name in self._weights else square).mean())
+            weighted = square * self._weights[name] if name in self._weights else square
+            terms.append(weighted.mean() * self._shares.get(name, 1.0))
         return torch.stack(terms).sum()
 
 

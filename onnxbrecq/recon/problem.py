@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from onnxbrecq import affine
 from onnxbrecq.data.dataset import Index, Picked, Samples
@@ -71,6 +73,29 @@ class Problem:
     heads: tuple[str, ...]
     constants: Arrays
     device: torch.device = CPU
+
+    @cached_property
+    def _others(self) -> Mapping[str, str]:
+        """Weight that is decided but not learned here → the weight whose decision it shares."""
+        layers, nodes = self.points.layers, [node.name for node in self.nodes]
+        weights = (layers[name].weight for name in nodes if name in layers)
+        decided = (n for n in weights if n in self.plan.tensors and n not in self.constants)
+        return {name: self.points.points[name].group for name in decided}
+
+    @cached_property
+    def _fixed(self) -> Mapping[str, Tensor]:
+        """Those whose decision is made elsewhere, as they were decided."""
+        elsewhere = (n for n, head in self._others.items() if head not in self.constants)
+        quants = {name: self.plan.tensors[name] for name in elsewhere}
+        return {
+            name: torch.from_numpy(affine.dequantize(quant.levels, quant)).to(self.device)  # type: ignore[arg-type]
+            for name, quant in quants.items()
+        }
+
+    def with_others(self, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that are learned as they are now, and all others of the block."""
+        followers = {n: learned[head] for n, head in self._others.items() if head in learned}
+        return {**self._fixed, **followers, **learned}
 
 
 @dataclass(frozen=True)

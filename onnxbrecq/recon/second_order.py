@@ -107,9 +107,11 @@ class _Rounding:
         """Rounds layer after layer, in the order of execution."""
         layers = {layer.weight: layer for layer in self._problem.points.layers.values()}
         for i, node in enumerate(self._problem.nodes):
-            layer = next((layers[n] for n in node.input if n in self._weights), None)
-            if layer is not None:
+            layer = next((layers[n] for n in node.input if n in layers), None)
+            if layer is not None and layer.weight in self._weights:
                 self._round(self.site(i, layer))
+            elif layer is not None and layer.bias in self._biases:
+                self._shift(self.site(i, layer))
         biases = {name: bias.numpy() for name, bias in self._biases.items()}
         return Rounded(Decisions(dict(self._weights), biases), self._aims)
 
@@ -139,7 +141,9 @@ class _Rounding:
     def site(self, i: int, layer: Layer) -> Site:
         """The layer of node `i`; with an Add behind it whose other operand stays as it is now."""
         nodes = self._problem.nodes
-        weight = torch.from_numpy(np.array(self._problem.constants[layer.weight], np.float32))
+        known = self._problem.constants.get(layer.weight)
+        shared = self._problem.block.constant
+        weight = shared(layer.weight) if known is None else torch.from_numpy(np.array(known))
         made = nodes[i].output[0]
         readers = [node for node in nodes if made in node.input]
         if made not in self._problem.block.outputs and [n.op_type for n in readers] == ["Add"]:
@@ -176,6 +180,21 @@ class _Rounding:
         if layer.bias is not None and bias is not None:
             self._biases[layer.bias] = bias
 
+    def _shift(self, site: Site) -> None:
+        """Fits the bias of a layer whose weight is decided elsewhere."""
+        found = self._gathered(site)
+        if found is not None and site.layer.bias is not None:
+            made = self._made()[site.layer.weight].cpu()
+            self._biases[site.layer.bias] = _bias(site, found, made)
+
+    def _made(self) -> dict[str, Tensor]:
+        """The block's weights as they are decided now."""
+        decided = {
+            name: torch.from_numpy(affine.dequantize(quant.levels, quant))  # type: ignore[arg-type]
+            for name, quant in self._weights.items()
+        }
+        return self._problem.with_others(decided)
+
     def _samples(self, site: Site) -> int:
         """How many samples the layer is looked at on: fewer where each has many places."""
         one = self._real.at(np.zeros(1, np.intp))
@@ -188,12 +207,9 @@ class _Rounding:
     def _batches(self, site: Site) -> Iterator[Batch]:
         """What the layer reads in the quantized block, what it has to make; share of samples."""
         block, data = self._problem.block, site.layer.data
-        made = {
-            name: torch.from_numpy(affine.dequantize(quant.levels, quant))  # type: ignore[arg-type]
-            for name, quant in self._weights.items()
-        }
         device = self._problem.device
-        constants = {name: value.to(device) for name, value in (made | self._biases).items()}
+        made = {**self._made(), **self._biases}
+        constants = {name: value.to(device) for name, value in made.items()}
         total = min(self._count, self._samples(site))
         chosen = np.linspace(0, self._count - 1, total).astype(int)
         size = 1 if self._problem.alone else min(_BATCH, -(-total // 2))
@@ -213,7 +229,7 @@ def _decided(
     site: Site, found: Statistics, quant: TensorQuant, aim: Tensor
 ) -> tuple[TensorQuant, Tensor | None]:
     """The weight on a grid near that of `quant`, as near to `aim` as outputs tell; its bias [C]."""
-    layer, matrix = site.layer, site.matrix
+    layer = site.layer
     used = found.about_zero() if layer.bias is None else found
     levels, grid = _rounded(aim, used.whole, quant)
     rounded = dataclasses.replace(quant, levels=site.restored(levels.to(torch.uint8)))
@@ -225,10 +241,14 @@ def _decided(
     if layer.bias is None:
         return rounded, None
     made = torch.from_numpy(affine.dequantize(rounded.levels, rounded))  # type: ignore[arg-type]
-    made = site.as_matrix(made)
+    return rounded, _bias(site, found, made)
+
+
+def _bias(site: Site, found: Statistics, made: Tensor) -> Tensor:
+    """The bias [C] that takes in the mean of what the layer misses with the weight `made`."""
     read = found.whole.read.reshape(site.groups, -1)
-    bias = found.whole.missed + torch.einsum("gok,gk->go", matrix - made, read)
-    return rounded, bias.reshape(-1)
+    missed = torch.einsum("gok,gk->go", site.matrix - site.as_matrix(made), read)
+    return (found.whole.missed + missed).reshape(-1)
 
 
 def _aim(weight: Tensor, found: Statistics) -> Tensor:

@@ -232,7 +232,7 @@ def _loss(run_: _Run, part: Part, plan: QuantPlan, data: BlockData) -> float | N
     found = energies(run(run_.task, part, plan, data.inputs), data.targets, data.weights)
     if found is None:
         return None
-    error, energy = found
+    error, energy = (sum(values) for values in zip(*found, strict=True)) if found else (0.0, 0.0)
     if run_.measure == "fisher":
         return error / len(data)
     return error / max(energy, float(np.finfo(np.float32).tiny))
@@ -271,7 +271,7 @@ def _decided(run_: _Run, part: Part, data: BlockData) -> Decided:
 
 def _offer(run_: _Run, layer: Layer, width: int, plan: QuantPlan) -> Any:
     """The layer's weight at so many bits, at its nearest levels."""
-    return run_.calibration.weight(layer, width, plan.tensors.get(layer.data))
+    return run_.calibration.weight(layer, width, plan.tensors)
 
 
 def _below(bits: Sequence[Bits]) -> list[int]:

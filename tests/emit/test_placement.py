@@ -327,3 +327,36 @@ def test_a_table_has_8_bits_and_is_stored_once(
         plain = Session(proto, optimize=False, threads=1).run(data.inputs)["y"]
         wanted = Session(model.proto, threads=1).run(data.inputs)["y"]
         assert np.square(plain - wanted).sum() < 3e-2 * np.square(wanted).sum()
+
+
+@pytest.mark.parametrize("order", ["pre-norm", "post-norm"])
+def test_the_fusions_of_a_transformer_apply(order: str) -> None:
+    """As in float: a sum that nobody else reads is one node with its norm, a bias with its Gelu."""
+    norms = {
+        "pre-norm": """a = Add (x, m) n = LayerNormalization (a, gain, shift) h = MatMul (n, m0)
+            b = Add (h, shift) g = Gelu (b) k = MatMul (g, m1) s = Add (a, k)
+            t = LayerNormalization (s, gain, shift) y = MatMul (t, m2)""",
+        "post-norm": """a = Add (x, m) n = LayerNormalization (a, gain, shift) h = MatMul (n, m0)
+            b = Add (h, shift) g = Gelu (b) k = MatMul (g, m1) s = Add (n, k)
+            y = LayerNormalization (s, gain, shift)""",
+    }
+    body = f"m = MatMul (x, m3) {norms[order]}"
+    model = _model("float[N, 5, 8] x", body)
+    proto = emit(model, _planned(model, _data(model), 8, 8), ORT_CPU_AVX2)
+    found, floats = ([node.op for node in executed(p, threads=1)] for p in (proto, model.proto))
+    for fused in ("SkipLayerNormalization", "LayerNormalization", "BiasGelu"):
+        assert found.count(fused) == floats.count(fused)
+    assert found.count("SkipLayerNormalization") == {"pre-norm": 1, "post-norm": 2}[order]
+    assert found.count("BiasGelu") == 1
+    assert not {"Gelu", "Identity", "Erf", "ReduceMean"} & set(found)
+
+
+def test_what_a_softmax_makes_is_unsigned_and_has_a_range_of_its_own() -> None:
+    """Probabilities that never come near 1 do not share its scale."""
+    signature, body, _ = _INTEGER["attention"]
+    model = _model(signature, body)
+    quant = _planned(model, _data(model), 8, 8).tensors["b"]
+    assert (quant.qtype.grid, int(quant.zero_point)) == ("affine", 0)
+    shared = _planned(model, Dataset({"x": np.zeros((6, 5, 8), np.float32)}), 8, 8).tensors["b"]
+    assert float(shared.scale) * 255 == pytest.approx(1 / 5, rel=0.02)
+    assert float(shared.scale) < float(quant.scale) <= 1.03 / 255

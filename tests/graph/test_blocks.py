@@ -386,3 +386,37 @@ def test_any_network_falls_into_blocks_of_bounded_size(data: st.DataObject) -> N
 
 def _weights(model: Model, block: Block) -> int:
     return sum(model.initializers[name].size for name in block.weights)
+
+
+@pytest.mark.parametrize("selection", ["NonMaxSuppression", "TopK", "ArgMax"])
+def test_layers_are_judged_by_what_they_make_and_not_by_what_is_selected(selection: str) -> None:
+    model = _head(selection)
+    blocks = partition(model)
+    assert [len(block.weights) for block in blocks[-2:]] == [2, 0]
+    tail = {model.producer[name].op_type for name in blocks[-2].outputs}
+    assert tail == {"Conv"}
+    assert any(node.op_type == selection for node in extract(model, blocks[-1]).nodes)
+
+
+def _head(selection: str) -> Model:
+    """Two layers side by side, of boxes and of scores, and what selects among them."""
+    net = Net(8, 6, 6)
+    first = net.relu("x", 8, 8)
+    boxes, scores = net.conv(first, 8, 4), net.conv(first, 8, 3)
+    flat = net.fixed(np.array([0, 0, -1]))
+    scores = net.op("Sigmoid", net.op("Reshape", scores, flat))  # [N, classes, places]
+    boxes = net.op("Transpose", net.op("Reshape", boxes, flat), perm=[0, 2, 1])
+    if selection == "NonMaxSuppression":
+        most = net.fixed(np.array([3]))
+        kept = net.op("NonMaxSuppression", boxes, scores, most)
+        found = net.op("GatherND", scores, kept)
+        return net.model(net.op("ScatterND", scores, kept, found), boxes)
+    best = net.op("ReduceMax", scores, net.fixed(np.array([1])), keepdims=0)
+    if selection == "TopK":
+        net.op("TopK", best, net.fixed(np.array([3])))
+        net.nodes[-1].output.append("order")
+        chosen = net.op("Unsqueeze", "order", net.fixed(np.array([2])))
+    else:
+        chosen = net.op("Unsqueeze", net.op("ArgMax", best, axis=1), net.fixed(np.array([2])))
+    wide = net.op("Expand", chosen, net.fixed(np.array([1, 1, 4])))
+    return net.model(net.op("GatherElements", boxes, wide, axis=1))

@@ -83,6 +83,46 @@ def test_a_classifier_keeps_float_logits() -> None:
     assert {"a", "b", "c"} <= points.points.keys()
 
 
+@pytest.mark.parametrize("behind", ["", "Transpose <perm = [0, 2, 3, 1]>"])
+def test_a_concat_that_ends_the_graph_leaves_each_input_its_scale(behind: str) -> None:
+    """Boxes and scores, side by side, have nothing to do with each other's range."""
+    ends = f"c = Concat <axis = 1> (a, b) y = {behind} (c)" if behind else "y = Concat (a, b)"
+    ends = ends.replace("y = Concat", "y = Concat <axis = 1>")
+    found = find_points(_model(f"a = Conv (x, w0) b = Conv (x, w1) {ends}", _W))
+    assert {"a", "b"} <= found.points.keys()
+    assert not {"c", "y"} & found.points.keys()
+    assert (found.points["a"].group, found.points["b"].group) == ("a", "b")
+    assert "Concat" in {node.op for node in found.float_nodes}
+
+
+_DISTANCES = {"w0": (16, 4, 1, 1), "mean": (1, 4, 1, 1), "several": (2, 4, 1, 1)}
+_DISTRIBUTION = """parts = Constant <value = int64[4] {0, 4, 4, 36}> ()
+    a = Conv (x, w0) b = Reshape (a, parts) c = Transpose <perm = [0, 2, 1, 3]> (b)
+    d = Softmax <axis = 1> (c)"""
+
+
+def test_the_mean_of_a_distribution_is_decoded_in_float() -> None:
+    found = find_points(_model(f"{_DISTRIBUTION} y = Conv (d, mean)", _DISTANCES))
+    assert [layer.weight for layer in found.layers.values()] == ["w0"]
+    assert next(iter(found.layers.values())).edge
+    assert [n.op for n in found.float_nodes if "distribution" in n.reason] == ["Conv"]
+
+
+def test_a_layer_of_many_outputs_behind_a_softmax_is_quantized() -> None:
+    found = find_points(_model(f"{_DISTRIBUTION} y = Conv (d, several)", _DISTANCES))
+    assert len(found.layers) == 2
+
+
+def test_a_weight_that_layers_share_is_one_decision() -> None:
+    body = "a = Conv (x, w0) b = Conv (a, w1) c = Conv (a, w1) d = Add (b, c) y = Conv (d, w2)"
+    found = find_points(_model(body, _W))
+    first, second = (found.points[found.layers[name].weight] for name in ("Conv_1", "Conv_2"))
+    assert first.tensor != second.tensor
+    assert first.group == second.group == first.tensor
+    assert first.layers == second.layers == ("Conv_1", "Conv_2")
+    assert found.points["w0"].layers == (next(iter(found.layers)),)
+
+
 @pytest.mark.parametrize(
     ("body", "op", "reason"),
     [

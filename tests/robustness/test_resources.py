@@ -117,7 +117,7 @@ def test_a_read_only_folder(place: Path, children: Children) -> None:
 @pytest.mark.parametrize("name", ["m.onnx", "m.calib.npz"])
 def test_a_file_that_has_vanished(place: Path, children: Children, name: str) -> None:
     (place / name).unlink()
-    _one_line(children.run(*_COMMAND, folder=place), name)
+    _one_line(children.run(*_COMMAND, "-d", "m.calib.npz", folder=place), name)
 
 
 def test_a_folder_of_samples_that_vanishes_while_it_is_read(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 _CODE = """
 import importlib, json, logging, os, pkgutil, random, signal, sys, warnings
-import click, numpy, onnx, onnxruntime, PIL.Image, rich.progress, safetensors.numpy, torch
+import click, jinja2, numpy, onnx, onnxruntime, PIL.Image, plotly.graph_objects
+import pycocotools.cocoeval, rich.progress, safetensors.numpy, scipy.optimize, torch
 
 def world():
     return json.dumps({
