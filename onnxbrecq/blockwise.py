@@ -219,7 +219,7 @@ def _difference(former: QuantPlan, plan: QuantPlan) -> QuantPlan:
 def _problem(task: Task, part: Part, plan: QuantPlan) -> Problem | None:
     """What the block can learn; None where there is nothing, or no wish to."""
     # A weight with one scale for all its channels is rounded to nearest: learning goes by channels.
-    tied = task.points.tied()
+    tied = task.points.tied(plan.tensors)
     planned = [n for n in part.block.weights if n in plan.tensors and n not in tied]
     weights = [name for name in planned if plan.tensors[name].axis is not None]
     if part.torch is None or not weights:

@@ -64,7 +64,8 @@ def calibrate(
         for name, point in points.points.items():
             if point.kind == "activation" and point.group in tensors:
                 tensors[name] = tensors[point.group]
-    tied = points.tied() if "Gather" in target.alone else frozenset()
+    tables = {t.weight for t in points.tables.values()} if "Gather" in target.alone else set()
+    tied = points.tied(tables)
     for layer in points.layers.values():
         width = recipe.first_last if layer.edge else recipe.weights
         if layer.weight in tied:
@@ -82,7 +83,7 @@ def calibrate(
         per_channel = (*target.per_channel, *target.alone)
         axis = layer.axis if layer.op in per_channel else None
         tensors[layer.weight] = _weight_quant(model, layer, QType(width, grid), axis, read)
-    if "Gather" in target.alone:
+    if tables:
         tensors.update(_tables(model, points, tensors))
     return QuantPlan(tensors, source_sha256=model.source_sha256, recipe=recipe.decisive().as_json())
 
