@@ -13,7 +13,6 @@ from onnxbrecq.errors import RecipeError
 from onnxbrecq.graph.points import Layer, Points
 from onnxbrecq.recipe import Recipe
 
-TABLE_BITS = 8  # of a table that rows are looked up in, and of a layer that multiplies by it
 _NAMED = 5  # layers in a message
 
 
@@ -34,11 +33,10 @@ def uniform_bits(points: Points, recipe: Recipe) -> dict[str, Bits]:
     Raises:
         RecipeError: a pin matches no layer.
     """
-    pins, tables = _pins(points, recipe), points.tied()
+    pins = _pins(points, recipe)
     return {
         name: Bits(
-            TABLE_BITS if layer.weight in tables else _weight(layer, recipe, pins),
-            _data(layer, recipe, pins) if layer.integer else None,
+            _weight(layer, recipe, pins), _data(layer, recipe, pins) if layer.integer else None
         )
         for name, layer in points.layers.items()
     }
@@ -67,7 +65,8 @@ def offered_bits(
     ):
         if asked and not taken:
             raise RecipeError(f"{key} = {list(asked)}: the target takes none of them")
-    said, tables = uniform_bits(points, recipe), points.tied()
+    said = uniform_bits(points, recipe)
+    tables = points.tied({table.weight for table in points.tables.values()})
     closed = {
         name for name, layer in points.layers.items()
         if name in pins

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxbrecq import affine
 from onnxbrecq.arising import first_nan, origin
-from onnxbrecq.bits import TABLE_BITS, Allocation, uniform_bits
+from onnxbrecq.bits import Allocation, uniform_bits
 from onnxbrecq.data.dataset import Dataset, Feed, whole
 from onnxbrecq.emit.targets import PRODUCTS, target_for
 from onnxbrecq.errors import DataError
@@ -25,6 +25,7 @@ from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.runtime.session import Session
 
+TABLE_BITS = 8  # of a table that rows are looked up in, and of a layer that multiplies by it
 SAMPLES = 256  # of which activation ranges are taken
 _VALUES = 1 << 17  # values kept of each activation
 _BATCH = 8
@@ -45,6 +46,8 @@ class Calibration:
         self._target = target_for(
             recipe.target, saturates=False
         )  # for onnxruntime, saturating or not
+        tables = points.tables.values() if "Gather" in self._target.alone else ()
+        self._tied = points.tied({table.weight for table in tables})
         self._known: dict[tuple[str, int, tuple[float, ...]], TensorQuant] = {}
 
     def of(self, model: Model, points: Points) -> "Calibration":
@@ -69,7 +72,8 @@ class Calibration:
             alike = [bits[other].weight for other in self._points.points[layer.weight].layers]
             known = [width for width in alike if width is not None]
             if bits[name].weight is not None and (layer.integer or layer.op in self._target.alone):
-                tensors[layer.weight] = self.weight(layer, max(known), tensors)
+                width = TABLE_BITS if layer.weight in self._tied else max(known)
+                tensors[layer.weight] = self.weight(layer, width, tensors)
         if "Gather" in self._target.alone:
             tensors.update(_tables(self._model, self._points, tensors))
         return QuantPlan(
@@ -98,7 +102,7 @@ class Calibration:
 
     def _weight(self, layer: Layer, width: int, least: Array, *, integer: bool) -> TensorQuant:
         target, size = self._target, self._recipe.block_size
-        if size is not None and layer.op in PRODUCTS and layer.weight not in self._points.tied():
+        if size is not None and layer.op in PRODUCTS and layer.weight not in self._tied:
             qtype, weight = (
                 QType(width, target.block_grid(width)),
                 _float(self._model, layer.weight),

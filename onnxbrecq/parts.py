@@ -175,7 +175,7 @@ def row_by_row(data: BlockData) -> bool:
 def problem_of(task: Task, part: Part, plan: QuantPlan) -> Problem | None:
     """What the block can learn; None where there is nothing, or no wish to."""
     # A weight that is shared is learned where it is first, but each of its layers has its own bias.
-    tied = task.points.tied()
+    tied = task.points.tied(plan.tensors)
     planned = [name for name in part.block.weights if name in plan.tensors and name not in tied]
     weights = [name for name in planned if task.points.points[name].group == name]
     biases = [layer.bias for layer in task.points.layers.values() if layer.weight in planned]

@@ -54,7 +54,8 @@ def stored_blocks(proto: onnx.ModelProto, layers: tuple[str, ...]) -> dict[str, 
             size = next((int(a.i) for a in decoded.attribute if a.name == "block_size"), 0)
         else:  # the scale is spread by a Gather of each input's block
             spread = producer.get(decoded.input[1])
-            index = spread and constants.get(spread.input[1])
+            gathered = spread is not None and spread.op_type == "Gather"
+            index = constants.get(spread.input[1]) if spread and gathered else None
             size = int((_integers(index) == 0).sum()) if index else 0
         if size:
             found[name] = size

@@ -25,7 +25,7 @@ distances.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,13 +138,13 @@ class Points:
     float_nodes: tuple[FloatNode, ...]
     tables: Mapping[str, Table]
 
-    def tied(self) -> frozenset[str]:
-        """The weights of layers that are tables as well: they are not learned.
+    def tied(self, tables: Container[str]) -> frozenset[str]:
+        """The weights of layers that are one of the `tables` as well: they are not learned.
 
         What is looked up goes into the first block, and the layer is in the last.
         """
-        tables = self.tables.values()
-        return frozenset(table.tied.weight for table in tables if table.tied is not None)
+        pairs = ((t.tied, t.weight) for t in self.tables.values())
+        return frozenset(tied.weight for tied, table in pairs if tied and table in tables)
 
 
 def find_points(model: Model) -> Points:
@@ -262,6 +262,9 @@ def _tables(model: Model, layers: Mapping[str, Layer]) -> dict[str, Table]:
         table = model.initializers.get(node.input[0]) if node.op_type == "Gather" else None
         if table is None or node.domain not in STANDARD_DOMAINS or table.ndim != 2:
             continue
+        readers = model.consumers.get(node.input[0], ())
+        if any(n.op_type != "Gather" and n.name not in layers for n in readers):
+            continue  # its floats have to be there in any case
         whole = attribute(node, "axis", 0) == 0 and table.shape[1] >= _WIDTH
         if whole and model.dtypes.get(node.input[0]) == _FLOAT:
             same = (one for one in layers.values() if one.integer and _same(model, one, table))

@@ -57,6 +57,7 @@ def sites(model: Model, points: Points) -> Iterator[Site]:
 def _layers_behind(model: Model, points: Points, tensor: str) -> tuple[Layer, ...]:
     """The layers that read the tensor's channels, with weights of their own; none if others do."""
     channels, reached = model.shapes[tensor][-1], {tensor}
+    tied = points.tied({table.weight for table in points.tables.values()})
     found = []
     for node in model.nodes:
         data = reached.intersection(node_inputs(node))
@@ -64,7 +65,7 @@ def _layers_behind(model: Model, points: Points, tensor: str) -> tuple[Layer, ..
             continue
         layer = points.layers.get(node.name)
         if layer is not None and layer.data in data and layer.op in ("Gemm", "MatMul"):
-            if points.points[layer.weight].layers != (layer.node,) or layer.weight in points.tied():
+            if points.points[layer.weight].layers != (layer.node,) or layer.weight in tied:
                 return ()
             found.append(layer)
         elif _moves_rows(model, node, reached, channels):
