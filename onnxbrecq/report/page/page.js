@@ -64,10 +64,12 @@
       marker: { size: 8, color: shade, opacity: data.growth.map((b) => (fits(b.name) ? 1 : 0.15)) },
     });
     const after = line("after", data.learned ? "reconstructed" : "as written", color("--accent"), "solid");
+    const seen = data.growth.flatMap((b) => [b.before, b.after]).filter((e) => e > 0);
+    const decades = Math.log10(Math.max(...seen) / Math.min(...seen));
     const known = data.growth.some((b) => b.before !== null);
     if (known) { after.fill = "tonexty"; after.fillcolor = color("--accent") + "1f"; }
     draw("chart-growth", known ? [line("before", "rounded to nearest", color("--warn"), "dot"), after] : [after],
-      { xaxis: { title: { text: "block" }, dtick: x.length < 24 ? 1 : undefined }, yaxis: { type: "log", title: { text: "relative squared error" }, exponentformat: "power", dtick: 1 } });
+      { xaxis: { title: { text: "block" }, dtick: x.length < 24 ? 1 : undefined }, yaxis: { type: "log", title: { text: "relative squared error" }, exponentformat: "power", dtick: decades > 1.5 ? 1 : "D2" } });
   }
 
   const middles = (edges) => edges.slice(1).map((edge, i) => (edge + edges[i]) / 2);
