@@ -19,6 +19,12 @@ from .options import PATH, common, recipe_of
     "random numbers.",
 )
 @click.option("--samples", type=click.IntRange(min=1), default=4, help="How many; default 4.")
+@click.option(
+    "--provider",
+    default="CPUExecutionProvider",
+    metavar="NAME",
+    help="Of onnxruntime, where it will run; default: CPUExecutionProvider.",
+)
 @click.option("--recipe", type=PATH, metavar="FILE.toml", help="Preprocessing of image folders.")
 @common
 def bundle(
@@ -27,6 +33,7 @@ def bundle(
     output: Path,
     data: str | None,
     samples: int,
+    provider: str,
     recipe: Path | None,
     json: Path | None,
     force: bool,
@@ -42,6 +49,12 @@ def bundle(
 
     render.claim_json(json, force=force, models=[quantized])
     made = onnxbrecq.bundle(
-        quantized, output, data, samples=samples, preprocess=preprocess, force=force
+        quantized,
+        output,
+        data,
+        samples=samples,
+        provider=provider,
+        preprocess=preprocess,
+        force=force,
     )
     render.bundled(made.as_json(), json, quiet=quiet)

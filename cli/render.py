@@ -433,8 +433,9 @@ def _bundle_rows(found: Json) -> Rows:
     yield (
         "promised",
         f"{100 * integer['macs_fraction']:.1f} % of the MACs in integer kernels of "
-        f"{found['provider']}",
+        f"{integer['provider']}",
     )
+    yield "provider", f"{found['provider']}, where it will run"
     for output in samples["outputs"]:
         told = (
             f"not compared: {output['note']}"

@@ -71,6 +71,7 @@ def bundle(
     data: PathLike | Dataset | None = None,
     *,
     samples: int = _COUNT,
+    provider: str = PROVIDER,
     preprocess: Preprocess | None = None,
     force: bool = False,
 ) -> Bundle:
@@ -82,6 +83,8 @@ def bundle(
         data: samples for it; None: STEM.eval.npz or STEM.calib.npz beside it, else random numbers,
             and the manifest says so.
         samples: how many go with it.
+        provider: onnxruntime's execution provider where it will run; outputs and integer kernels
+            are those of the CPU provider here.
         preprocess: for a folder of images.
         force: replace a bundle.
 
@@ -93,35 +96,23 @@ def bundle(
     source, destination = Path(quantized), Path(folder)
     claim_folder(destination, MANIFEST, force=force)
     proto, files = read(source)
-    told = provenance(proto, str(source))
     model = _as_model(edit_to_outline(proto, str(source)), tuple(files))
     chosen = _samples(source, model, data, samples, preprocess)
     arrays, listed = _expected(source, proto, model, chosen)
-    layers = [layer.name for layer in weight_layers(model)]
-    covered = coverage(model, integer_kernels(layers, executed(source)))
     copies = {path.relative_to(source.parent).as_posix(): path for path in files}
     made = {_SAMPLES: arrays, _SCRIPT: _script()}
-    facts = {
+    sums = {
         **{name: _facts(_parts(path)) for name, path in copies.items()},
         **{name: _facts([content]) for name, content in made.items()},
     }
-    opset = max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0)
     manifest = {
         "format": FORMAT,
         "tool": {"name": "onnxbrecq", "version": version("onnxbrecq")},
-        "model": {"file": source.name, "opset": opset, "ir_version": proto.ir_version},
-        "files": facts,
-        "target": told.target if told else None,
-        "recipe": dict(told.recipe) if told else None,
-        "source_sha256": told.source_sha256 if told else None,
-        "data_sha256": told.data_sha256 if told else None,
-        "bits": {name: list(bits) for name, bits in told.bits.items()} if told else None,
-        "provider": PROVIDER,
-        "integer": {
-            "macs_fraction": covered.integer_macs_fraction,
-            "float_layers": list(covered.float_nodes),
-            "layers": {layer.name: layer.macs for layer in weight_layers(model)},
-        },
+        "model": {"file": source.name, "opset": _opset(proto), "ir_version": proto.ir_version},
+        "files": sums,
+        **_origin(proto, source),
+        "provider": provider,
+        "integer": _promised(source, model),
         "samples": {
             "file": _SAMPLES, "origin": chosen.origin, "count": len(chosen),
             "batch": model.file_batch or 1, **listed,
@@ -129,19 +120,52 @@ def bundle(
         "environment": environment(),
     }  # fmt: skip
     text = json.dumps(manifest, indent=2, allow_nan=False).encode() + b"\n"
-    sums = {MANIFEST: hashlib.sha256(text).hexdigest()} | {n: f["sha256"] for n, f in facts.items()}
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     write_folder(
         destination,
         {
             **{name: _parts(path) for name, path in copies.items()},
             **{name: [content] for name, content in made.items()},
             MANIFEST: [text],
-            SUMS: [lines.encode()],
+            SUMS: [_listed({**sums, MANIFEST: _facts([text])})],
         },
         force=force,
     )
     return Bundle(destination, manifest)
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    return max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0)
+
+
+def _origin(proto: onnx.ModelProto, source: Path) -> dict[str, Any]:
+    """What the file says of itself; None where another tool wrote it."""
+    told = provenance(proto, str(source))
+    return {
+        "target": told.target if told else None,
+        "recipe": dict(told.recipe) if told else None,
+        "source_sha256": told.source_sha256 if told else None,
+        "data_sha256": told.data_sha256 if told else None,
+        "bits": {name: list(bits) for name, bits in told.bits.items()} if told else None,
+    }
+
+
+def _promised(source: Path, model: Model) -> dict[str, Any]:
+    """The share of the work in integer kernels, and what it is a share of: layer → MACs."""
+    covered = coverage(
+        model, integer_kernels([x.name for x in weight_layers(model)], executed(source))
+    )
+    return {
+        "provider": PROVIDER,
+        "macs_fraction": covered.integer_macs_fraction,
+        "float_layers": list(covered.float_nodes),
+        "layers": {layer.name: layer.macs for layer in weight_layers(model)},
+    }
+
+
+def _listed(sums: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Hashes and files as `sha256sum` writes them."""
+    lines = (f"{facts['sha256']}  {name}\n" for name, facts in sorted(sums.items()))
+    return "".join(lines).encode()
 
 
 def _as_model(proto: onnx.ModelProto, files: tuple[Path, ...]) -> Model:

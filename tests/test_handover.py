@@ -145,6 +145,12 @@ def test_a_missing_provider_is_named(made: Path) -> None:
     assert "QNNExecutionProvider is missing here" in found["provider"]
 
 
+def test_the_provider_of_the_deployment_machine_is_asked_for(source: Path, tmp_path: Path) -> None:
+    bundle(source, tmp_path / "bundle", provider="QNNExecutionProvider")
+    assert list(missed(verify(tmp_path / "bundle"))) == ["provider"]
+    assert missed(verify(tmp_path / "bundle", "CPUExecutionProvider")) == {}
+
+
 def test_another_model_under_the_same_name_gives_other_outputs(
     made: Path, model: Model, data: Dataset
 ) -> None:

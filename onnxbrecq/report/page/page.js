@@ -24,9 +24,9 @@
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", color: color("--soft"), size: 12 },
-      margin: { l: 46, r: 12, t: 12, b: 40 }, hovermode: "closest", bargap: 0.18,
+      margin: { l: 46, r: 12, t: 34, b: 40 }, hovermode: "closest", bargap: 0.18,
       hoverlabel: { bgcolor: color("--card"), bordercolor: color("--line"), font: { color: color("--ink") }, align: "left" },
-      legend: { orientation: "h", y: 1.12, x: 0 },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: phone.matches ? 10 : 12 } },
       xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
     };
   }
@@ -64,10 +64,12 @@
       marker: { size: 8, color: shade, opacity: data.growth.map((b) => (fits(b.name) ? 1 : 0.15)) },
     });
     const after = line("after", data.learned ? "reconstructed" : "as written", color("--accent"), "solid");
+    const seen = data.growth.flatMap((b) => [b.before, b.after]).filter((e) => e > 0);
+    const decades = Math.log10(Math.max(...seen) / Math.min(...seen));
     const known = data.growth.some((b) => b.before !== null);
     if (known) { after.fill = "tonexty"; after.fillcolor = color("--accent") + "1f"; }
     draw("chart-growth", known ? [line("before", "rounded to nearest", color("--warn"), "dot"), after] : [after],
-      { xaxis: { title: { text: "block" }, dtick: x.length < 24 ? 1 : undefined }, yaxis: { type: "log", title: { text: "relative squared error" }, exponentformat: "power", dtick: 1 } });
+      { xaxis: { title: { text: "block" }, dtick: x.length < 24 ? 1 : undefined }, yaxis: { type: "log", title: { text: "relative squared error" }, exponentformat: "power", dtick: decades > 1.5 ? 1 : "D2" } });
   }
 
   const middles = (edges) => edges.slice(1).map((edge, i) => (edge + edges[i]) / 2);
@@ -115,11 +117,11 @@
     const names = rows.map((l) => `batch ${l.batch}, ${l.threads} thread${l.threads > 1 ? "s" : ""}`);
     const bar = (name, key, shade) => ({ type: "bar", orientation: "h", name, y: names, x: rows.map((l) => l[key] / l.batch), marker: { color: shade, cornerradius: 4 }, hovertemplate: "%{y}<br>" + name + ": %{x:.3g} ms a sample<extra></extra>" });
     const quantized = bar("quantized", "latency_ms", color("--accent-2"));
-    quantized.text = rows.map((l) => `${l.speedup.toFixed(2)}×` + (l.interval_95 ? ` (${l.interval_95[0].toFixed(2)} to ${l.interval_95[1].toFixed(2)})` : ""));
+    quantized.text = rows.map((l) => `${l.speedup.toFixed(2)}×` + (l.interval_95 && !phone.matches ? ` (${l.interval_95[0].toFixed(2)} to ${l.interval_95[1].toFixed(2)})` : ""));
     quantized.textposition = "outside"; quantized.cliponaxis = false; quantized.textfont = { size: 11, color: color("--ink") };
-    const longest = Math.max(...rows.map((l) => Math.max(l.float_latency_ms, l.latency_ms * (phone.matches ? 2 : 1.35)) / l.batch));
+    const longest = Math.max(...rows.map((l) => Math.max(l.float_latency_ms, l.latency_ms * 1.35) / l.batch));
     draw("chart-latency", [bar("float", "float_latency_ms", color("--idle")), quantized],
-      { barmode: "group", legend: { orientation: "h", y: 1.16, traceorder: "normal" }, xaxis: { title: { text: "milliseconds a sample" }, range: [0, longest * 1.03] }, yaxis: { showgrid: false } });
+      { barmode: "group", xaxis: { title: { text: "milliseconds a sample" }, range: [0, longest * 1.03] }, yaxis: { showgrid: false } });
   }
 
   function front() {
