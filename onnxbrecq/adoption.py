@@ -90,7 +90,7 @@ def taken_apart(proto: onnx.ModelProto, reference: Model, where: str) -> Repair:
         tensors[layer.weight] = quant
     biases = {layer.bias: adopted.biases[layer.bias].value for layer in layers.values()
               if layer.bias is not None}  # fmt: skip
-    notes = (_of_fixed(fixed),) if fixed else ()
+    notes = (*([_of_fixed(fixed)] if fixed else []), *_of_left(adopted))
     plan = QuantPlan(tensors, biases, source_sha256=reference.source_sha256)
     return Repair(proto, adopted, model, points, plan, notes)
 
@@ -365,6 +365,15 @@ def _movable(adopted: Adopted, name: str) -> bool:
 def _error(values: Array, quant: TensorQuant) -> float:
     difference = values - affine.dequantize(affine.quantize(values, quant), quant)
     return float(np.square(difference, dtype=np.float64).sum())
+
+
+def _of_left(adopted: Adopted) -> tuple[str, ...]:
+    """A line on quantizers that were not understood."""
+    left = [n.output[0] for n in adopted.proto.graph.node if n.op_type == "DequantizeLinear"]
+    if not left:
+        return ()
+    named = ", ".join(repr(name) for name in left[:4]) + (", ..." if left[4:] else "")
+    return (f"quantizers kept as the file has them, and not learned: {named}",)
 
 
 def _of_fixed(names: Sequence[str]) -> str:

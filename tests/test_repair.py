@@ -135,6 +135,22 @@ def test_a_tensor_read_in_float_as_well_is_refused(source: Path, data: Dataset) 
         adopt(file, "here")
 
 
+def test_a_quantizer_that_is_not_understood_is_named(source: Path, data: Dataset) -> None:
+    """A pair whose two halves have constants of their own stays, and the file can be repaired."""
+    path = quantized(source, data, "u8-s8")
+    file = onnx.load(path)
+    node = next(n for n in file.graph.node if n.op_type == "DequantizeLinear"
+                and n.input[0].endswith("_QuantizeLinear_Output"))  # fmt: skip
+    copy = onnx.TensorProto()
+    copy.CopyFrom(constants(file)[node.input[1]])
+    copy.name = node.input[1] = "own"
+    file.graph.initializer.append(copy)
+    found = taken_apart(file, load(source), str(path))
+    assert found.notes == (
+        f"quantizers kept as the file has them, and not learned: {node.output[0]!r}",
+    )
+
+
 def test_a_bias_beyond_int32_is_refused(source: Path, data: Dataset) -> None:
     file = onnx.load(quantized(source, data, "u8-s8"))
     adopted = adopt(file, "here")
