@@ -229,3 +229,35 @@ def test_a_step_times_a_factor() -> None:
     signed = _quant(4, "signed", 0.5, 0)
     assert affine.rescaled(signed, 2.0, 6.0).scale == np.float32(1)
     assert bounded.scale.dtype == np.float32
+
+
+def test_whatever_the_ceiling_the_largest_step_below_it_is_taken() -> None:
+    """float32's product of scale and levels may be above a bound that the quotient is of."""
+    top = np.float32(15)
+    wide = _quant(4, "affine", 1e4, 0)
+    for ceiling in np.random.default_rng(0).uniform(0.1, 50, 400).astype(np.float32):
+        found = affine.rescaled(wide, 1.0, float(ceiling)).scale
+        assert (found.dtype, found.shape) == (np.float32, ())
+        assert found * top <= ceiling
+        assert found >= np.nextafter(np.float32(float(ceiling) / 15), np.float32(0))
+    for ceiling in np.random.default_rng(1).uniform(0.1, 50, 40).astype(np.float32):
+        values = np.linspace(0, ceiling, 64, dtype=np.float32)
+        step = affine.activation_quant(values, 4, ceiling=float(ceiling), nonnegative=True).scale
+        assert step * top <= ceiling
+
+
+def test_samples_have_any_shape_and_any_size() -> None:
+    values = (np.arange(256) - 100).astype(np.float32).reshape(4, 64) * np.float32(2.0**-12)
+    quant = affine.activation_quant(values, 8)
+    assert (float(quant.scale), int(quant.zero_point)) == (2.0**-12, 100)
+    signed = affine.activation_quant(values, 8, "signed")
+    assert (signed.scale.dtype, signed.zero_point.dtype) == (np.float32, np.int32)
+    assert signed.scale.shape == ()
+
+
+def test_a_step_of_just_the_least_size_is_taken() -> None:
+    least = float(affine.LEAST_SCALE)
+    values = _floats(0, 15 * least)
+    assert float(affine.activation_quant(values, 4).scale) == least
+    weight = affine.weight_quant(values[None], QType(4, "affine"), 0, np.zeros(1, np.float32))
+    assert float(weight.scale[0]) == least
