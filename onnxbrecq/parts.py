@@ -31,6 +31,7 @@ Arrays = Mapping[str, NDArray[Any]]
 RUN_BATCH = 8  # samples a run: as fast as more, in less memory
 _NUMBERS = "biuf"  # kinds of numpy types; the others are text
 _PROBES = 4  # samples on which torch and onnxruntime must agree about a float block
+_TINY = float(np.finfo(np.float32).tiny)
 _SAME = 1e-6  # their largest squared error relative to the energy: float32 sums of some 10^4 terms
 
 
@@ -117,20 +118,40 @@ def run(task: Task, part: Part, plan: QuantPlan | None, inputs: Tensors) -> Tens
 
 
 def deployed_error(task: Task, part: Part, plan: QuantPlan, data: BlockData) -> float | None:
-    """The error of the deployed block on the data."""
-    return relative_error(run(task, part, plan, data.inputs), data.targets, data.weights)
+    """The error of the deployed block on the data, as `output_error`."""
+    return output_error(run(task, part, plan, data.inputs), data.targets, data.weights)
+
+
+def output_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float | None:
+    """The mean of the outputs' errors, each relative to its own energy; as `relative_error` else.
+
+    Boxes in pixels have a million times the energy of scores. Weights tell what each is worth: with
+    them the errors of all are added up.
+    """
+    found = None if weights else _errors(outputs, targets, weights)
+    if found is None:
+        return relative_error(outputs, targets, weights)
+    total = max(sum(energy for _, energy in found), _TINY)
+    return sum(error / (energy or total) for error, energy in found) / max(len(found), 1)
 
 
 def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float | None:
     """Weighted squared error of a block's outputs, relative to their weighted energy.
 
-    Without weights each output counts relative to its own, and the mean is returned: boxes in
-    pixels have a million times the energy of scores. Weights tell what each is worth.
-
     Where a target is not finite (behind a mask), nothing is compared. None if an output has another
     shape than its target: the number of boxes found, say.
     """
-    errors, energies = [], []
+    found = _errors(outputs, targets, weights)
+    if found is None:
+        return None
+    return sum(error for error, _ in found) / max(sum(energy for _, energy in found), _TINY)
+
+
+def _errors(
+    outputs: Tensors, targets: Tensors, weights: Arrays
+) -> list[tuple[float, float]] | None:
+    """Squared error and energy of each output that is a number; None: shapes differ."""
+    found = []
     for name, target in targets.items():
         if outputs[name].shape != target.shape:
             return None
@@ -146,13 +167,8 @@ def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float
             made = np.where(known, outputs[name][part], 0)
             error += float((weight * np.square(made - wanted, dtype=np.float64)).sum())
             energy += float((weight * np.square(wanted, dtype=np.float64)).sum())
-        errors.append(error)
-        energies.append(energy)
-    least = float(np.finfo(np.float32).tiny)
-    if weights:
-        return sum(errors) / max(sum(energies), least)
-    own = [energy or max(sum(energies), least) for energy in energies]
-    return sum(e / energy for e, energy in zip(errors, own, strict=True)) / max(len(own), 1)
+        found.append((error, energy))
+    return found
 
 
 def row_by_row(data: BlockData) -> bool:
