@@ -32,6 +32,7 @@ Arrays = Mapping[str, NDArray[Any]]
 RUN_BATCH = 8  # samples a run: as fast as more, in less memory
 _NUMBERS = "biuf"  # kinds of numpy types; the others are text
 _PROBES = 4  # samples on which torch and onnxruntime must agree about a float block
+_TINY = float(np.finfo(np.float32).tiny)
 _SAME = 1e-6  # their largest squared error relative to the energy: float32 sums of some 10^4 terms
 
 
@@ -118,25 +119,32 @@ def run(task: Task, part: Part, plan: QuantPlan | None, inputs: Tensors) -> Tens
 
 
 def deployed_error(task: Task, part: Part, plan: QuantPlan, data: BlockData) -> float | None:
-    """The error of the deployed block on the data."""
-    return relative_error(run(task, part, plan, data.inputs), data.targets, data.weights)
+    """The error of the deployed block on the data, as `output_error`."""
+    return output_error(run(task, part, plan, data.inputs), data.targets, data.weights)
+
+
+def output_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float | None:
+    """The mean of the outputs' errors, each relative to its own energy; as `relative_error` else.
+
+    Boxes in pixels have a million times the energy of scores. Weights tell what each is worth: with
+    them the errors of all are added up.
+    """
+    found = None if weights else energies(outputs, targets, weights)
+    if found is None:
+        return relative_error(outputs, targets, weights)
+    total = max(sum(energy for _, energy in found), _TINY)
+    return sum(error / (energy or total) for error, energy in found) / max(len(found), 1)
 
 
 def relative_error(outputs: Tensors, targets: Tensors, weights: Arrays) -> float | None:
     """Weighted squared error of a block's outputs, relative to their weighted energy.
 
-    Without weights each output counts relative to its own, and the mean is returned: boxes in
-    pixels have a million times the energy of scores. Weights tell what each is worth. None as of
-    `energies`.
+    None as of `energies`.
     """
     found = energies(outputs, targets, weights)
     if found is None:
         return None
-    least = float(np.finfo(np.float32).tiny)
-    error, energy = (sum(values) for values in zip(*found, strict=True)) if found else (0.0, 0.0)
-    if weights or not found:
-        return error / max(energy, least)
-    return sum(e / (own or max(energy, least)) for e, own in found) / len(found)
+    return sum(error for error, _ in found) / max(sum(energy for _, energy in found), _TINY)
 
 
 def energies(

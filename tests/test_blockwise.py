@@ -15,7 +15,7 @@ from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
-from onnxbrecq.parts import Task, relative_error
+from onnxbrecq.parts import Task, output_error, relative_error
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.progress import silent
 from onnxbrecq.recipe import Recipe, Reconstruction
@@ -206,6 +206,20 @@ def test_the_error_of_a_masked_output_is_that_of_what_is_open() -> None:
     made = np.array([[1, 5], [2, 1]], np.float32)
     assert relative_error({"y": made}, {"y": target}, {}) == 1 / 9
     assert relative_error({"y": target}, {"y": target}, {}) == 0
+
+
+def test_boxes_in_pixels_do_not_outweigh_scores() -> None:
+    targets = {
+        "boxes": np.full((2, 4), 100, np.float32),
+        "scores": np.full((2, 3), 0.1, np.float32),
+    }
+    worse = {**targets, "scores": 2 * targets["scores"]}
+    assert output_error(worse, targets, {}) == pytest.approx(0.5)
+    assert relative_error(worse, targets, {}) < 1e-5  # type: ignore[operator]
+    weights = {"scores": np.full((1, 3), 1e6, np.float32)}
+    assert output_error(worse, targets, weights) == relative_error(worse, targets, weights)
+    silent = {**targets, "scores": np.zeros((2, 3), np.float32)}
+    assert output_error(targets, silent, {}) < 1e-5  # type: ignore[operator]
 
 
 _DECODER = """

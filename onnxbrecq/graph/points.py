@@ -467,6 +467,8 @@ def _float_nodes(
             reason = f"operator of the custom domain {node.domain!r}"
         elif not any(model.dtypes.get(name) == _FLOAT for name in node.output):
             continue  # shape arithmetic: nothing to quantize
+        elif node.op_type == "Identity":
+            continue  # no runtime executes it
         elif carried(model, node):
             if not marked.isdisjoint(node.output):
                 continue
