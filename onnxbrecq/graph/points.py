@@ -180,6 +180,10 @@ def find_points(model: Model) -> Points:
         )
     tables = _tables(model, layers)
     told = dict.fromkeys(tables, "it looks up floats: its table alone is quantized")
+    told |= {
+        name: f"onnxruntime has no integer {layer.op} kernel: its weight alone is quantized"
+        for name, layer in layers.items() if not layer.integer
+    }  # fmt: skip
     floats = _float_nodes(model, layers, quantized, {**refused, **told})
     return Points(points, layers, floats, tables)
 
@@ -452,12 +456,9 @@ def _float_nodes(
     marked = set(quantized)
     found = []
     for node in model.nodes:
-        layer = layers.get(node.name)
-        if layer is not None and not layer.integer:
-            reason = f"onnxruntime has no integer {layer.op} kernel: its weight alone is quantized"
-            found.append(FloatNode(node.name, node.op_type, reason))
+        if node.name in layers and node.name not in refused:
             continue
-        if layer is not None or activation_bounds(model, node.output[0])[0]:
+        if activation_bounds(model, node.output[0])[0]:
             continue
         if is_product(model, node) and set(node.input) <= marked:
             continue
