@@ -51,6 +51,10 @@ class Menu:
         """The bits of every layer, where those with a choice have `chosen`."""
         return {**self.fixed, **chosen}
 
+    def file_bytes(self, chosen: Allocation) -> int:
+        """Of the very file."""
+        return self.sizes.of(self.all_bits(chosen))
+
     def cost(self, key: str) -> Cost:
         """What each choice costs.
 
@@ -236,7 +240,7 @@ def chosen(space: Space, asked: Sequence[Limit]) -> Found:
             found = genetic(space.problem, tightened, recipe.seed)
         else:
             found = exact(space.problem, tightened)
-        size = menu.sizes.of(menu.all_bits(found.bits))
+        size = menu.file_bytes(found.bits)
         over = max((size - x.most for x in asked if x.cost.key == "size"), default=0)
         found = dataclasses.replace(found, costs={**found.costs, "size": float(size)})
         if over <= 0:

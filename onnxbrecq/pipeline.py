@@ -296,7 +296,10 @@ def pareto(
     axis = menu.cost(cost)
     with opened(folder, ready.key(), resume=resume) as state:
         space = explored(menu, progress, state=state, table=table)
-        found = front(space.problem, axis, asked, points, progress)
+        found = tuple(
+            dataclasses.replace(f, costs={**f.costs, "size": float(space.menu.file_bytes(f.bits))})
+            for f in front(space.problem, axis, asked, points, progress)
+        )
         picked = set(np.linspace(0, len(found) - 1, min(verify, len(found))).round().astype(int))
         made = tuple(
             Point(f, _verified(ready, space, f, progress, state) if i in picked else None)
