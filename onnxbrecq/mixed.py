@@ -51,6 +51,10 @@ class Menu:
         """The bits of every layer, where those with a choice have `chosen`."""
         return {**self.fixed, **chosen}
 
+    def file_bytes(self, chosen: Allocation) -> int:
+        """Of the very file."""
+        return self.sizes.of(self.all_bits(chosen))
+
     def cost(self, key: str) -> Cost:
         """What each choice costs.
 
@@ -225,8 +229,9 @@ def limits(menu: Menu, budgets: Sequence[Budget]) -> list[Limit]:
 
 def sized(menu: Menu, found: Found) -> Found:
     """The allocation with the size of its very file, which is not quite the sum over layers."""
-    size = float(menu.sizes.of(menu.all_bits(found.bits)))
-    return dataclasses.replace(found, costs={**found.costs, "size": size})
+    return dataclasses.replace(
+        found, costs={**found.costs, "size": float(menu.file_bytes(found.bits))}
+    )
 
 
 def chosen(space: Space, asked: Sequence[Limit]) -> Found:

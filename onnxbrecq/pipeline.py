@@ -302,8 +302,8 @@ def pareto(
     axis = menu.cost(cost)
     with opened(folder, ready.key(), resume=resume) as state:
         space = explored(menu, progress, state=state, table=table)
-        found = front(space.problem, axis, asked, points, progress)
-        found = tuple(sized(menu, f) for f in found) if cost == "size" else found
+        points_found = front(space.problem, axis, asked, points, progress)
+        found = tuple(sized(menu, f) for f in points_found)
         picked = set(np.linspace(0, len(found) - 1, min(verify, len(found))).round().astype(int))
         made = tuple(
             Point(f, _verified(ready, space, f, progress, state) if i in picked else None)

@@ -453,8 +453,7 @@ def _float_nodes(
     quantized: tuple[str, ...],
     refused: Mapping[str, str],
 ) -> tuple[FloatNode, ...]:
-    marked = set(quantized)
-    found = []
+    marked, found = set(quantized), []
     for node in model.nodes:
         if node.name in layers and node.name not in refused:
             continue
@@ -462,31 +461,30 @@ def _float_nodes(
             continue
         if is_product(model, node) and set(node.input) <= marked:
             continue
-        if node.name in refused:
-            reason = refused[node.name]
-        elif node.domain not in STANDARD_DOMAINS:
-            reason = f"operator of the custom domain {node.domain!r}"
-        elif not any(model.dtypes.get(name) == _FLOAT for name in node.output):
-            continue  # shape arithmetic: nothing to quantize
-        elif node.op_type == "Identity":
-            continue  # no runtime executes it
-        elif carried(model, node):
-            if not marked.isdisjoint(node.output):
-                continue
-            reason = "no quantized operator reads its output"
-        elif node.op_type in INTEGER_OPERATORS:
-            if _integer_operator(model, node, marked):
-                continue
-            constant = any(name in model.initializers for name in node.input)
-            reason = (
-                "one operand is a constant"
-                if constant
-                else ("no quantized operator reads its output")
-            )
-        else:
-            reason = "no integer kernel used for this operator"
-        found.append(FloatNode(node.name, node.op_type, reason))
+        reason = refused.get(node.name) or _reason(model, node, marked)
+        if reason:
+            found.append(FloatNode(node.name, node.op_type, reason))
     return tuple(found)
+
+
+def _reason(model: Model, node: onnx.NodeProto, marked: set[str]) -> str | None:
+    """Why a node stays float that is no layer; None: it does not, or there is nothing to say."""
+    if node.domain not in STANDARD_DOMAINS:
+        return f"operator of the custom domain {node.domain!r}"
+    # Shapes are nothing to quantize, and no runtime executes an Identity.
+    shapes = not any(model.dtypes.get(name) == _FLOAT for name in node.output)
+    if shapes or node.op_type == "Identity":
+        return None
+    if carried(model, node):
+        unread = marked.isdisjoint(node.output)
+        return "no quantized operator reads its output" if unread else None
+    if node.op_type not in INTEGER_OPERATORS:
+        return "no integer kernel used for this operator"
+    if _integer_operator(model, node, marked):
+        return None
+    if any(name in model.initializers for name in node.input):
+        return "one operand is a constant"
+    return "no quantized operator reads its output"
 
 
 def constant_array(model: Model, name: str) -> np.ndarray:

@@ -6,7 +6,7 @@
 
 The size of a file is not quite a sum: names get longer the more there are of them, and a constant
 that several nodes read is stored once. `FileSize.of` therefore emits the very plan; the sum over
-layers, of which an allocation is made, is a few bytes off.
+layers, of which an allocation is made, is a few bytes more.
 """
 
 import dataclasses
@@ -28,6 +28,9 @@ from onnxbrecq.graph.write import contents
 from onnxbrecq.plan import QuantPlan, TensorQuant
 
 _FLOAT = 32
+_LONGER = (
+    8  # bytes: a digit more in the names of a layer's weight, scale, zero point, their readers
+)
 _SHARED = "~"  # ends the name of a constant that several nodes read
 
 Choices = Mapping[str, tuple[Bits, ...]]
@@ -94,7 +97,8 @@ class FileSize:
             bases.append(proto.ByteSize() - sum(held[name] for name in choices))
             for name, place in places.items():
                 layers[name][place] = float(held[name])
-        return Cost("size", "bytes", float(max(bases, default=0) or self.of(fixed)),
+        base = max(bases, default=0) or self.of(fixed)
+        return Cost("size", "bytes", float(base + _LONGER * len(choices)),
                     {name: tuple(costs) for name, costs in layers.items()})  # fmt: skip
 
     def _emitted(self, bits: Allocation) -> onnx.ModelProto:

@@ -54,7 +54,7 @@ def test_layers_add_up_to_a_little_more_than_the_file(menu: MenuOf) -> None:
     for chosen in allocations(found)[::7]:
         places = {name: found.choices[name].index(bits) for name, bits in chosen.items()}
         summed, file = found.size.total(places), found.sizes.of(found.all_bits(chosen))
-        assert -10 <= summed - file < 150  # digits of names; constants that one layer has alone
+        assert 0 <= summed - file < 200  # digits of names; constants that one layer has alone
 
 
 def test_three_bits_fill_four(menu: MenuOf) -> None:
