@@ -28,7 +28,7 @@ class PairedLatency(NamedTuple):
 def paired_latency(
     a: Runner, b: Runner, feed: Feed, *, rounds: int = 100, seconds: float = 4.0
 ) -> PairedLatency:
-    """The latencies of `a` and `b` for one feed, run A B A B ... after a warm-up.
+    """The latencies of `a` and `b` for one feed, run A B, B A, A B, ... after a warm-up.
 
     Args:
         a: the one in question.
@@ -47,8 +47,12 @@ def paired_latency(
         if perf_counter() > end:
             break
     times = []
-    for _ in range(max(rounds, 1)):
-        times.append((_timed(a.run, feed), _timed(b.run, feed)))
+    for i in range(max(rounds, 1)):
+        if i % 2:  # neither always finds what the other left in the caches
+            second, first = _timed(b.run, feed), _timed(a.run, feed)
+        else:
+            first, second = _timed(a.run, feed), _timed(b.run, feed)
+        times.append((first, second))
         if perf_counter() > end:
             break
     pairs = np.array(times) * 1e3  # [rounds, 2]
