@@ -157,6 +157,8 @@ def _become(
     arguments: Sequence[str], folder: str, err: int, limits: Sequence[tuple[int, int]]
 ) -> None:
     """Makes this process a run of the command line; does not return."""
+    # As in a terminal: what a shell starts in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     null = os.open(os.devnull, os.O_RDWR)
     for stream, target in ((0, null), (1, null), (2, err)):
         os.dup2(target, stream)
