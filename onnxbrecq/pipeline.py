@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,8 @@ from onnxbrecq.preparation import Clock, Prepared, labelled_of, prepared, sample
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.device import learning_device
+from onnxbrecq.report.evidence import Front as Shown
+from onnxbrecq.report.evidence import FrontPoint
 from onnxbrecq.report.facts import layer_facts, mean_bits, output_facts, source_facts
 from onnxbrecq.report.html import as_html
 from onnxbrecq.report.result import (
@@ -64,6 +67,7 @@ from onnxbrecq.validation.validate import Validation, measure
 from onnxbrecq.validation.validate import validate as validate_files
 
 PathLike = str | os.PathLike[str]
+_SHOWN = 17  # points of a front in a report
 Metric = str | Callable[..., Any] | None
 Scoring = Callable[[], Scorer | None]  # a new one for each model
 
@@ -157,6 +161,7 @@ def quantize(
             best.model, partition(best.model), proto, nearest, ready.task.data,
             threads=ready.recipe.threads, progress=progress,
         )  # fmt: skip
+        evidence = dataclasses.replace(evidence, front=_alternatives(best, progress))
         write_atomically(Path(report), as_html(result, evidence))
     return result
 
@@ -429,6 +434,7 @@ class _Best:
     blocks: tuple[BlockFacts, ...]
     search: SearchFacts | None = None
     notes: tuple[str, ...] = ()
+    choice: tuple[Space, Found, Sequence[Limit]] | None = None  # what there was, and was chosen
 
 
 def _decided(
@@ -463,7 +469,29 @@ def _decided(
         found, _ = smallest(space, passes, progress)
     best = _learned(ready, space.menu.all_bits(found.bits), clock, progress, state)
     search = dataclasses.replace(_search(space, found, asked), trials=tuple(trials))
-    return dataclasses.replace(best, search=search, notes=space.table.notes)
+    choice = space, found, asked
+    return dataclasses.replace(best, search=search, notes=space.table.notes, choice=choice)
+
+
+def _alternatives(best: _Best, progress: Progress) -> Shown | None:
+    """The front that the model was chosen from, the model on it; None: nothing was chosen."""
+    if best.choice is None:
+        return None
+    space, found, asked = best.choice
+    cost = asked[0].cost if asked else space.menu.size
+    others = front(space.problem, cost, asked[1:], _SHOWN, progress)
+    points = [
+        FrontPoint(f.costs[cost.key], f.loss, _told_bits(f), chosen=f is found)
+        for f in (*(other for other in others if other.bits != found.bits), found)
+    ]
+    return Shown(cost.unit, tuple(sorted(points, key=lambda point: point.cost)))
+
+
+def _told_bits(found: Found) -> str:
+    """Such as `2 bits: 3 layers, 4 bits: 6`."""
+    counts = Counter(bits.weight for bits in found.bits.values())
+    told = sorted((width, count) for width, count in counts.items() if width is not None)
+    return ", ".join(f"{width} bits: {count} layers" for width, count in told)
 
 
 def _learned(

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,18 @@ def test_the_same_budget_gives_the_same_bytes(
     for output in outputs:
         onnxbrecq.quantize(path, data, recipe, output=output)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_a_report_shows_what_else_could_have_been_chosen(
+    path: Path, data: Dataset, mixed: Recipe, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(mixed, budget=_budget("size=4kB"))
+    onnxbrecq.quantize(path, data, recipe, report=tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "What else could have been written" in page
+    chosen = re.findall(r'"chosen": ?(true|false)', page)
+    assert chosen.count("true") == 1
+    assert len(chosen) > 1
 
 
 def test_mixed_activations_are_emitted_from_the_plan(
