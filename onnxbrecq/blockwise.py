@@ -157,6 +157,9 @@ def _improved(task: Task, part: Part, plan: QuantPlan, data: BlockData, *, seed:
         iterations = steps(problem, settings)
         ends = []
         for candidate in _learned(task, problem, seen, seed):
+            if candidate is None:
+                ends.append("numbers beyond float32")
+                continue
             error = deployed_error(task, part, candidate, held)
             ends.append("another number of outputs" if error is None else f"loss {error:.3g}")
             if error is not None and after is not None and error < after:
@@ -241,10 +244,13 @@ def _difference(former: QuantPlan, plan: QuantPlan) -> QuantPlan:
     )
 
 
-def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> Iterator[QuantPlan]:
+def _learned(
+    task: Task, problem: Problem, data: BlockData, seed: int
+) -> Iterator[QuantPlan | None]:
     """Plans with what the block learned: by second-order rounding, by gradients from there on.
 
-    An output that is infinite somewhere (a mask) teaches nothing.
+    An output that is infinite somewhere (a mask) teaches nothing. None: what was learned is no
+    number, as squares of 1e20 are not in float32.
     """
     finite = {name: target for name, target in data.targets.items() if _is_finite(target)}
     if not finite:
@@ -254,15 +260,25 @@ def _learned(task: Task, problem: Problem, data: BlockData, seed: int) -> Iterat
     settings = task.recipe.settings()
     if settings.start == "second-order":
         found = round_second_order(problem, quantized, seed)
-        plan = _told(problem.plan, found.decisions, task.points)
-        yield plan
-        constants = {**problem.constants, **found.decisions.biases, **found.weights}
-        problem = dataclasses.replace(problem, plan=plan, constants=constants)
+        if _is_sound(found.decisions):
+            plan = _told(problem.plan, found.decisions, task.points)
+            yield plan
+            constants = {**problem.constants, **found.decisions.biases, **found.weights}
+            problem = dataclasses.replace(problem, plan=plan, constants=constants)
+        else:
+            yield None
     rate = settings.rounding_rate
     for trial in range(settings.trials if settings.iterations else 0):
         tried = dataclasses.replace(settings, rounding_rate=rate / _SLOWER**trial)
         recipe = dataclasses.replace(task.recipe, reconstruction=tried)
-        yield _told(problem.plan, reconstruct(problem, quantized, recipe, seed), task.points)
+        learned = reconstruct(problem, quantized, recipe, seed)
+        yield _told(problem.plan, learned, task.points) if _is_sound(learned) else None
+
+
+def _is_sound(decisions: Decisions) -> bool:
+    """Whether every scale and bias is a number."""
+    scales = (quant.scale for quant in decisions.tensors.values())
+    return all(bool(np.isfinite(values).all()) for values in (*scales, *decisions.biases.values()))
 
 
 def _unusable(task: Task, part: Part, data: BlockData) -> str | None:

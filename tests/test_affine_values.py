@@ -1,5 +1,7 @@
 """The quantization formula and its range finders on numbers worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,10 +35,10 @@ def test_offsets_are_the_middle_of_a_signed_grid_and_else_the_zero_point() -> No
 
 
 def test_a_vector_lies_along_its_axis() -> None:
-    vector = _floats(1, 2, 3)
-    assert affine.along(vector, 1, 4).shape == (1, 3, 1, 1)
-    assert affine.along(vector, 0, 2).shape == (3, 1)
-    assert affine.along(_floats(7), None, 3).shape == ()
+    vector, quant = _floats(1, 2, 3), _quant(4, "affine", 0.5, 3)
+    for axis, shape, spread in ((1, (9, 3, 2, 2), (1, 3, 1, 1)), (0, (3, 5), (3, 1))):
+        assert affine.along(vector, replace(quant, axis=axis), shape).shape == spread
+    assert affine.along(_floats(7), quant, (9, 3, 2)).shape == ()
 
 
 @pytest.mark.parametrize(

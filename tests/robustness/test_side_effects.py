@@ -6,7 +6,7 @@ from pathlib import Path
 
 _CODE = """
 import importlib, json, logging, os, pkgutil, random, signal, sys, warnings
-import click, jinja2, numpy, onnx, onnxruntime, PIL.Image, plotly.graph_objects
+import click, jinja2, numpy, onnx, onnxruntime, PIL.Image, plotly.offline
 import pycocotools.cocoeval, rich.progress, safetensors.numpy, scipy.optimize, torch
 
 def world():
