@@ -49,9 +49,10 @@ class OutputError(OnnxbrecqError):
     """A file cannot be written where it was asked for."""
 
 
-# How the loader of libraries, C++, torch and the system say that memory is at an end.
+# How the loader of libraries, C++, torch, the system and oneDNN say that memory is at an end.
 _NO_MEMORY = (
     "failed to map segment", "bad_alloc", "allocate memory", "annot allocate", "start new thread",
+    "could not create a primitive",
 )  # fmt: skip
 
 

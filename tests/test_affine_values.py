@@ -86,6 +86,9 @@ def test_eight_bits_fit_a_byte_and_more_do_not() -> None:
         (4, "signed", (-7, -3, 0, 2, 7)), (8, "signed", (-127, 5, 127)),
         (4, "affine", (-2, 0, 5, 13)), (4, "affine", (0, 3, 15)), (4, "affine", (-15, -4, 0)),
         (2, "half", (-3, -1, 1, 3)), (2, "half", (-4, -2, 0, 2)), (3, "half", (-7, -1, 3, 7)),
+        # around zero, though nothing lies at the other end: zero between two levels, or on one
+        (2, "half", (-3, -1, 1)), (2, "half", (-1, 1, 3)), (2, "half", (-2, 0, 2)),
+        (3, "half", (-7, 1, 5)), (3, "half", (-6, 0, 4, 6)),
     ],
 )  # fmt: skip
 def test_a_weight_on_a_grid_stays_as_it_is(

@@ -118,7 +118,8 @@ def test_inspect_knows_the_islands_without_torch() -> None:
             if schema.since_version <= opset:
                 refused.setdefault(schema.name, set()).add(_refused(schema.name, opset))
     assert all(len(answers) == 1 for answers in refused.values())
-    assert {name for name, (answer,) in refused.items() if answer} == UNCONVERTED
+    known = UNCONVERTED & refused.keys()  # an older onnx has fewer operators
+    assert {name for name, (answer,) in refused.items() if answer} == known
 
 
 def _refused(op_type: str, opset: int) -> bool:
