@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onnxbrecq import affine
 from onnxbrecq.arising import first_nan, origin
-from onnxbrecq.curvature import swept
+from onnxbrecq.curvature import fisher_weights
 from onnxbrecq.data.dataset import Samples
 from onnxbrecq.graph.points import Points
 from onnxbrecq.parts import (
@@ -312,4 +312,4 @@ def _fisher_weights(task: Task, parts: Sequence[Part], progress: Progress) -> Ar
     settings = task.recipe.settings()
     if settings.loss != "fisher" or not task.model.batched or settings.iterations == 0:
         return {}
-    return swept(task, parts, _FISHER_SAMPLES, progress).weights()
+    return fisher_weights(task, parts, _FISHER_SAMPLES, progress)

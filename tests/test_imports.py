@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "bits": ("errors", "recipe", "graph"),
     "smoothing": (*LEAVES, "bits", "graph", "data", "emit", "runtime"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),
-    "curvature": (*LEAVES, "graph", "runtime", "recon", "parts"),
+    "curvature": (*LEAVES, "graph", "data", "runtime", "recon", "parts"),
     "datafree": (*LEAVES, "graph", "data", "runtime", "recon", "report"),
     "reference": ("recipe",),
     "preview": (*LEAVES, "graph", "data", "runtime"),

@@ -7,13 +7,15 @@ gradient at y is then a unit Gaussian as well. One reverse sweep of vector-Jacob
 the blocks, by tensor name, gives it at every block boundary: the same gradients as autograd through
 the whole model.
 
-Of a network that is sure of its samples, drawn labels tell little: nearly all gradients are nearly
-0, and one unsure sample outweighs the rest. As unit Gaussians class scores tell as much of every
-sample, and the information then weighs squared errors by what becomes of them at the output.
+Drawn from unit Gaussians instead, for class scores too, the gradients g of single samples tell what
+an error e of z becomes at the output: E[(g^T e)^2] = E[|J e|^2], J the Jacobian. Unlike the
+diagonal that knows which errors add up on their way (those of all places of a map, in a pooling
+average), and unlike labels, of which a network that is sure of its samples draws but one, it tells
+as much of every sample.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,35 +26,19 @@ from onnxbrecq.recon.bridge import TorchBlock
 from onnxbrecq.recon.device import CPU, placed
 
 Arrays = Mapping[str, NDArray[Any]]
-Likelihood = Literal["classes", "gaussian"]
 
 
 class FisherSweep:
     """Accumulates squared gradients at the blocks' outputs, batch by batch."""
 
     def __init__(
-        self,
-        blocks: Sequence[TorchBlock | None],
-        seed: int,
-        device: torch.device = CPU,
-        likelihood: Likelihood = "classes",
+        self, blocks: Sequence[TorchBlock | None], seed: int, device: torch.device = CPU
     ) -> None:
-        """Blocks in execution order; None stands for an island, which ends the sweep.
-
-        `likelihood` says what class scores are: those of labels, or means of unit Gaussians.
-        """
+        """Blocks in execution order; None stands for an island, which ends the sweep."""
         self._blocks = blocks
-        self._likelihood = likelihood
         self._device = device
         self._generator = torch.Generator().manual_seed(seed)
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
-        self._energy = 0.0
-
-    @property
-    def energy(self) -> float:
-        """Of the outputs that count, a sample."""
-        return self._energy / max(self._count, 1)
 
     def add(self, values: Arrays, outputs: Sequence[str]) -> None:
         """One batch.
@@ -62,35 +48,61 @@ class FisherSweep:
             outputs: the network's outputs that count: one [N, C] holds the scores of classes.
         """
         made = {name: torch.from_numpy(np.array(values[name])) for name in outputs}
-        self._count += len(made[outputs[0]])
-        self._energy += sum(float(value.double().square().sum()) for value in made.values())
-        scores = len(made) == 1 and all(value.ndim == 2 for value in made.values())
-        if scores and self._likelihood == "classes":
-            gradients = {n: _score_gradient(v, self._generator) for n, v in made.items()}
+        if len(made) == 1 and all(value.ndim == 2 for value in made.values()):
+            seeds = {n: _score_gradient(v, self._generator) for n, v in made.items()}
         else:
-            gradients = {n: _unit_gaussian(v, self._generator) for n, v in made.items()}
-        for block in reversed(self._blocks):
-            if block is None:
-                return
-            wanted = {name: gradients[name] for name in block.outputs if name in gradients}
-            for name, gradient in wanted.items():
-                total = gradient.square().sum(dim=0, keepdim=True).to(CPU)
-                self._sums[name] = self._sums.get(name, torch.zeros(())) + total
-            with placed(block, self._device):
-                _pull_back(block, values, wanted, gradients, self._device)
-
-    def information(self) -> dict[str, NDArray[np.float32]]:
-        """Tensor name → diagonal of the Fisher information of one sample, [1, ...]; not all 0."""
-        found = {name: total / self._count for name, total in self._sums.items()}
-        return {
-            name: value.numpy()
-            for name, value in found.items()
-            if float(value.mean()) > 0 and bool(torch.isfinite(value.mean()))
-        }
+            seeds = {n: _unit_gaussian(v, self._generator) for n, v in made.items()}
+        for name, gradient in _swept(self._blocks, values, seeds, self._device):
+            total = gradient.square().sum(dim=0, keepdim=True).to(CPU)
+            self._sums[name] = self._sums.get(name, torch.zeros(())) + total
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Tensor name → Fisher weight of each element [1, ...], with mean 1."""
-        return {name: value / value.mean() for name, value in self.information().items()}
+        found = {}
+        for name, total in self._sums.items():
+            mean = total.mean()
+            if float(mean) > 0 and bool(torch.isfinite(mean)):
+                found[name] = (total / mean).numpy()
+        return found
+
+
+def random_numbers(seed: int) -> torch.Generator:
+    """What `random_gradients` draws from."""
+    return torch.Generator().manual_seed(seed)
+
+
+def random_gradients(
+    blocks: Sequence[TorchBlock | None],
+    values: Arrays,
+    outputs: Sequence[str],
+    generator: torch.Generator,
+    device: torch.device = CPU,
+) -> dict[str, NDArray[np.float32]]:
+    """Block output → gradient of each sample [N, ...], for unit Gaussians at the network's outputs.
+
+    Arguments are those of `FisherSweep`; outputs that none reaches are left out.
+    """
+    seeds = {n: _unit_gaussian(torch.from_numpy(np.array(values[n])), generator) for n in outputs}
+    return {
+        name: gradient.to(CPU).numpy() for name, gradient in _swept(blocks, values, seeds, device)
+    }
+
+
+def _swept(
+    blocks: Sequence[TorchBlock | None],
+    values: Arrays,
+    seeds: Mapping[str, Tensor],
+    device: torch.device,
+) -> Iterator[tuple[str, Tensor]]:
+    """Each block output that is reached and its gradient, from the last block to the first."""
+    gradients = dict(seeds)
+    for block in reversed(blocks):
+        if block is None:
+            return
+        wanted = {name: gradients[name] for name in block.outputs if name in gradients}
+        yield from wanted.items()
+        with placed(block, device):
+            _pull_back(block, values, wanted, gradients, device)
 
 
 def _score_gradient(scores: Tensor, generator: torch.Generator) -> Tensor:

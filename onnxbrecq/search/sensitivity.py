@@ -13,20 +13,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxbrecq.bits import Bits, finest
 from onnxbrecq.calibrate import Calibration
-from onnxbrecq.curvature import swept
+from onnxbrecq.curvature import Directions, directions
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.graph.points import Layer
 from onnxbrecq.parts import (
-    Arrays,
+    RUN_BATCH,
     Part,
     Task,
+    Tensors,
     checked,
-    energies,
     import_part,
     problem_of,
+    relative_error,
     run,
 )
 from onnxbrecq.plan import QuantPlan
@@ -36,12 +38,13 @@ from onnxbrecq.recon.resources import threads_limited
 from onnxbrecq.recon.second_order import round_each
 from onnxbrecq.runtime.cache import ActivationCache
 from onnxbrecq.search.divergence import OutputCheck
-from onnxbrecq.search.table import BlockTable, Combination, Measure, Sensitivity, combinations
+from onnxbrecq.search.table import BlockTable, Combination, Sensitivity, combinations
 from onnxbrecq.state import State
 
 _FINE = 8  # bits at which a weight is as good at its nearest levels
-_NOTHING = np.zeros((), np.float32)  # what errors become that no gradient reaches
+_DRAWS = 2  # directions of each sample: losses are known to 1 / sqrt(samples * draws / 4)
 
+Index = NDArray[np.intp]
 Choices = Mapping[str, tuple[Bits, ...]]
 Decided = Mapping[tuple[str, int | None], Decisions]  # layer, bits of its weight
 
@@ -54,17 +57,14 @@ class _Run:
         task: with the samples that sensitivities are measured on.
         calibration: the first decision for every point at any bits.
         offered: what each layer may get.
-        measure: of the loss.
-        information: what a squared error at a block's output becomes at the network's, relative to
-            its energy; empty for a loss relative to each block's output.
+        along: how errors reach the network's output; None for losses relative to each block's.
         check: of the network's output; None: not wanted.
     """
 
     task: Task
     calibration: Calibration
     offered: Choices
-    measure: Measure
-    information: Arrays
+    along: Directions | None
     check: OutputCheck | None
 
 
@@ -94,10 +94,9 @@ def measured(
     task = replace(task, data=_some(task.data, task.recipe.search_samples, task.model.batch or 1))
     with threads_limited(task.recipe.threads):
         parts = [import_part(task, block) for block in task.blocks]
-        information, notes = _information(task, parts, offered, progress)
+        along, notes = _directions(task, parts, offered, progress)
         check = OutputCheck(task, calibration.plan(finest(offered))) if check_output else None
-        run_ = _Run(task, calibration, offered, "fisher" if information else "relative",
-                    information, check)  # fmt: skip
+        run_ = _Run(task, calibration, offered, along, check)
         blocks = _walk(run_, parts, progress, state)
     open_ = {name for block in blocks for name in block.choices}
     unmeasured = [n for n, bits in offered.items() if len(bits) > 1 and n not in open_]
@@ -108,7 +107,7 @@ def measured(
         model_sha256=task.model.source_sha256,
         data_sha256=data_sha256,
         target=task.recipe.target or task.target.name,
-        measure=run_.measure,
+        measure="relative" if along is None else "fisher",
         samples=len(task.data),
         blocks=blocks,
         fixed={name: bits[-1] for name, bits in offered.items() if name not in open_},
@@ -127,39 +126,40 @@ def _some(data: Dataset, count: int, together: int) -> Dataset:
     return Dataset(data.part(index), None, data.origin)
 
 
-def _information(
+def _directions(
     task: Task, parts: Sequence[Part], offered: Choices, progress: Progress
-) -> tuple[Arrays, tuple[str, ...]]:
-    """What errors of blocks become at the output, relative to its energy.
-
-    Nothing, and why, if a block with a choice is not reached.
-    """
-    sweep = swept(task, parts, len(task.data), progress, "gaussian")
-    found = {n: value / np.float32(sweep.energy) for n, value in sweep.information().items()}
+) -> tuple[Directions | None, tuple[str, ...]]:
+    """Along which errors reach the output; None, and why, if those of a block do not."""
+    judged = Dataset(task.data.part(_halves(len(task.data), task.model.batch)[1]))
+    found = directions(task, parts, judged, _DRAWS, progress)
     for part in parts:
         chosen = any(len(offered.get(name, ())) > 1 for name in part.block.nodes)
-        if chosen and found.keys().isdisjoint(part.block.outputs):
+        if chosen and not found.reach(part.block.outputs):
             note = f"no gradient of the network's output reaches block {part.block.name}"
-            return {}, (f"{note}: losses are relative to the energy of each block's output",)
+            return None, (f"{note}: losses are relative to the energy of each block's output",)
     return found, ()
+
+
+def _halves(count: int, together: int | None) -> tuple[Index, Index]:
+    """The samples on which weights are rounded, and those on which losses are measured."""
+    rows = np.arange(count)
+    seen = (rows // (together or 1)) % 2 == 0
+    return (rows[seen], rows[~seen]) if not seen.all() else (rows, rows)
 
 
 def _walk(
     run_: _Run, parts: Sequence[Part], progress: Progress, state: State | None
 ) -> tuple[BlockTable, ...]:
-    task, fisher = run_.task, run_.measure == "fisher"
+    task = run_.task
     floats, found = ActivationCache(task.data.inputs), []
     for i, part in enumerate(parts):
         progress("sensitivity", i, len(parts), part.block.name)
         inputs = floats.select(part.block.inputs)
         targets = run(task, part, None, inputs)
-        weights = {n: run_.information.get(n, _NOTHING) for n in targets} if fisher else {}
         choices = _choices(task, part, run_.offered)
         if choices:
             recalled = _recalled(state, i, choices, checked_output=run_.check is not None)
-            table = recalled or _table(
-                run_, part, choices, BlockData(inputs, inputs, targets, weights)
-            )
+            table = recalled or _table(run_, part, choices, BlockData(inputs, inputs, targets, {}))
             if state and table and not recalled:
                 state.keep_table(f"{i:04d}", _kept(table))
             found += [table] if table else []
@@ -196,10 +196,7 @@ def _recalled(
 def _table(run_: _Run, part: Part, choices: Choices, data: BlockData) -> BlockTable | None:
     """What the block loses; None where its deployed outputs cannot be compared."""
     task = run_.task
-    together = task.model.batch or 1
-    rows = np.arange(len(data))
-    seen = (rows // together) % 2 == 0
-    learned, judged = (data.at(rows[x]) if x.any() else data for x in (seen, ~seen))
+    learned, judged = (data.at(half) for half in _halves(len(data), task.model.batch))
     decided = _decided(run_, checked(task, part, data), learned)
     losses: dict[Combination, float] = {}
     for combination in combinations(choices):
@@ -229,13 +226,26 @@ def _plan(run_: _Run, part: Part, bits: Mapping[str, Bits], decided: Decided) ->
 
 def _loss(run_: _Run, part: Part, plan: QuantPlan, data: BlockData) -> float | None:
     """The loss of the deployed block, a sample."""
-    found = energies(run(run_.task, part, plan, data.inputs), data.targets, data.weights)
-    if found is None:
+    made = run(run_.task, part, plan, data.inputs)
+    if run_.along is None:
+        return relative_error(made, data.targets, {})
+    if any(made[name].shape != target.shape for name, target in data.targets.items()):
         return None
-    error, energy = (sum(values) for values in zip(*found, strict=True)) if found else (0.0, 0.0)
-    if run_.measure == "fisher":
-        return error / len(data)
-    return error / max(energy, float(np.finfo(np.float32).tiny))
+    moved = [_moved(draw, made, data.targets) for draw in run_.along.draws]
+    return float(np.square(moved).mean() / run_.along.energy)
+
+
+def _moved(draw: Tensors, made: Tensors, targets: Tensors) -> NDArray[np.float64]:
+    """How far each sample's error moves the network's output along what was drawn, [N]."""
+    found = np.zeros(len(next(iter(targets.values()))))
+    for name in targets.keys() & draw.keys():
+        for start in range(0, len(found), RUN_BATCH):
+            rows = slice(start, start + RUN_BATCH)
+            wanted = targets[name][rows]
+            error = np.where(np.isfinite(wanted), made[name][rows] - wanted, 0)
+            products = (draw[name][rows] * error).reshape(len(error), -1)
+            found[rows] += products.sum(axis=1, dtype=np.float64)
+    return found
 
 
 def _decided(run_: _Run, part: Part, data: BlockData) -> Decided:

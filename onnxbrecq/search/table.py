@@ -2,9 +2,9 @@
 
 The loss of the network is taken for the sum of its blocks', as BRECQ does: between blocks the
 Hessian is neglected, within a block it is not. With z a block's output, e its error, y the
-network's output, taken for the mean of a Gaussian, and F the diagonal of the Fisher information,
+network's output, taken for the mean of a Gaussian with Fisher information J^T J, J = dy/dz,
 
-    loss = E[ sum_i F_i e_i^2 ] / E[ |y|^2 ]        F_i = E[ (n^T dy/dz_i)^2 ], n a unit Gaussian
+    loss = E[ e^T J^T J e ] / E[ |y|^2 ] = E[ (n^T J e)^2 ] / E[ |y|^2 ]        n: unit Gaussian
 
 that is the noise at the network's output relative to its energy: -10 log10 of the sum over blocks
 is the SQNR that is predicted.

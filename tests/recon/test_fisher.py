@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from onnxbrecq.data.dataset import Dataset
@@ -6,7 +7,7 @@ from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.extract import extract, submodel
 from onnxbrecq.graph.model import Model
 from onnxbrecq.recon.bridge import import_block
-from onnxbrecq.recon.fisher import FisherSweep
+from onnxbrecq.recon.fisher import FisherSweep, random_gradients, random_numbers
 from onnxbrecq.runtime.session import Session
 
 
@@ -69,3 +70,26 @@ def test_outputs_that_are_no_scores_have_gaussian_gradients(model: Model, data: 
     seed = torch.randn(values["logits"].shape, generator=drawn)
     expected = seed.square().sum(0, keepdim=True)
     np.testing.assert_allclose(weights["logits"], expected / expected.mean(), rtol=1e-5)
+
+
+def test_random_gradients_tell_what_errors_become_at_the_output(
+    model: Model, data: Dataset
+) -> None:
+    """E[(g . e)^2] is |J e|^2 though errors e of all places are alike; 1000 draws of a sample.
+
+    A mean of squared Gaussians is good to 3 sqrt(2 / 1000). J e is taken from the network.
+    """
+    blocks = partition(model)
+    names = tuple(dict.fromkeys(name for block in blocks for name in block.outputs))
+    x = np.repeat(data.inputs["x"][:1], 1000, axis=0)
+    values = Session(submodel(model, list(model.nodes), model.inputs, names).proto).run({"x": x})
+    parts = [import_block(extract(model, block)) for block in blocks]
+    found = random_gradients(parts, {"x": x, **values}, ["logits"], random_numbers(0))
+    (z,) = blocks[0].outputs
+    error = np.zeros_like(values[z][:1])
+    error[:, 2] = 1e-3 * (values[z][:1, 2] > 0.01)  # a channel, wherever it is on
+    inner = {name for block in blocks[1:] for name in block.nodes}
+    behind = submodel(model, [n for n in model.nodes if n.name in inner], (z,), ("logits",))
+    moved = Session(behind.proto).run({z: values[z][:1] + error})["logits"] - values["logits"][:1]
+    along = (found[z] * error).reshape(1000, -1).sum(axis=1, dtype=np.float64)
+    assert np.square(along).mean() == pytest.approx(float(np.square(moved).sum()), rel=0.15)
