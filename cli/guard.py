@@ -22,17 +22,30 @@ def main() -> int:
     if sys.platform != "linux":
         return program()
     parent = os.getpid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDED_ON)  # until somebody can take them
+    awaited = {signal.SIGCHLD, *(n for n in _HANDED_ON if signal.getsignal(n) != signal.SIG_IGN)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # until somebody can take them
     child = os.fork()
     if not child:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDED_ON)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return FAILED if os.getppid() != parent else program()
-    for number in _HANDED_ON:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda received, _frame: os.kill(child, received))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDED_ON)
-    return _told(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return _told(_status(child, awaited))
+
+
+def _status(child: int, awaited: set[signal.Signals]) -> int:
+    """The exit status of the child, negative for a signal; the signals until then are handed on.
+
+    They stay blocked and are waited for: a handler's would be lost between two instructions,
+    where one comes just before the wait for the child.
+    """
+    while True:
+        received = signal.sigwait(awaited)
+        if received != signal.SIGCHLD:
+            os.kill(child, received)
+            continue
+        ended, status = os.waitpid(child, os.WNOHANG)  # none: it was stopped, or goes on
+        if ended:
+            return os.waitstatus_to_exitcode(status)
 
 
 def _told(status: int) -> int:
