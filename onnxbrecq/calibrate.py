@@ -28,7 +28,8 @@ from onnxbrecq.runtime.session import Session
 TABLE_BITS = 8  # of a table that rows are looked up in, and of a layer that multiplies by it
 SAMPLES = 256  # of which activation ranges are taken
 _VALUES = 1 << 17  # values kept of each activation
-_BATCH = 8
+_BATCH = 8  # samples seen at a time,
+_BYTES = 2**27  # if their tensors are no more
 _BIAS_ROOM = 2.0**27  # largest integer a bias may reach at calibration; int32 holds 2**31
 
 Array = NDArray[np.float32]
@@ -234,7 +235,9 @@ def activation_values(
     session = Session(probe.proto, threads=recipe.threads)
     generator = np.random.default_rng(recipe.seed)
     count = min(len(data), whole(SAMPLES, model.batch))
-    batch = model.batch or _BATCH
+    batch = model.batch or together(
+        sum(v.nbytes for v in session.run(data.part(slice(1))).values())
+    )
     quota = max(1, _VALUES * batch // count)
     kept: dict[str, list[Array]] = {name: [] for name in names}
     done = 0
@@ -247,6 +250,11 @@ def activation_values(
         done = min(done + batch, count)
         progress("calibrate", done, count)
     return {name: np.concatenate(values) for name, values in kept.items()}
+
+
+def together(size: int) -> int:
+    """How many samples of `size` bytes, all tensors counted, are seen at a time."""
+    return min(max(_BYTES // max(size, 1), 1), _BATCH)
 
 
 def _check_numbers(

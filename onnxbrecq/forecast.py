@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxbrecq.bits import Bits
+from onnxbrecq.calibrate import together
 from onnxbrecq.data.dataset import Dataset, Feed
 from onnxbrecq.graph.blocks import Block
 from onnxbrecq.graph.extract import extract, submodel
@@ -165,11 +166,10 @@ def _work(model: Model, blocks: Sequence[Block], sizes: Mapping[str, int], recip
         made[block_of[node.name]] += _sum(node.output, sizes)
     settings = recipe.settings()
     batch = max(_BATCH, settings.batch_size if settings.iterations else 0)
-    seen = _SEEN * _BATCH * sum(made.values())
-    learned = _LEARNED * batch * max(made.values(), default=0)
-    if model.batch is None:
-        return max(seen, learned)
-    return max(seen // _BATCH, learned // batch) * model.batch
+    every = sum(made.values())
+    seen = _SEEN * (model.batch or together(every)) * every
+    learned = _LEARNED * (model.batch or batch) * max(made.values(), default=0)
+    return max(seen, learned)
 
 
 def _sum(names: Iterable[str], sizes: Mapping[str, int]) -> int:

@@ -146,8 +146,7 @@ def prepared(
         for place in files:
             claim(place, force=force, sources=original.files)
         reading = Reading(recipe.preprocess, folder.absolute().parent, progress)
-        found = samples_of(data, original, recipe, reading)
-        samples = found.data
+        samples, told, made = samples_of(data, original, recipe, reading)
         model = _forked(original, recipe)
     points, blocks = find_points(model), partition(model)
     uniform = uniform_bits(points, recipe)
@@ -169,8 +168,8 @@ def prepared(
         digested = digest(samples.inputs)
     task = Task(model, blocks, points, samples, recipe, here, storage)
     return Prepared(
-        original, task, target, alike, calibration, digested, labelled, found.made,
-        (*notes, *found.notes, *more, *left),
+        original, task, target, alike, calibration, digested, labelled, made,
+        (*notes, *told, *more, *left),
     )  # fmt: skip
 
 

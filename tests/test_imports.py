@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "handover": (*LEAVES, "output", "graph", "data", "runtime", "validation"),
     "arising": ("errors", "graph", "data", "runtime"),
     "calibrate": (*LEAVES, "bits", "graph", "data", "emit", "runtime", "arising"),
-    "forecast": (*LEAVES, "bits", "graph", "data", "runtime", "search"),
+    "forecast": (*LEAVES, "bits", "graph", "data", "runtime", "search", "calibrate"),
     "bits": ("errors", "recipe", "graph"),
     "smoothing": (*LEAVES, "bits", "graph", "data", "emit", "runtime"),
     "parts": (*LEAVES, "graph", "data", "emit", "runtime", "recon"),

@@ -2,7 +2,8 @@
 
 Nothing is unpickled. Before anything is allocated, the array's header says how many bytes it will
 take; more than `memory_limit()` are refused, and so is a header that declares more than its file
-holds.
+holds. Large arrays stay in their file and are read by rows; those that are compressed there are
+unpacked into another.
 """
 
 import lzma
@@ -13,17 +14,22 @@ import zlib
 from collections.abc import Collection
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from onnxbrecq.data.dataset import Samples
+from onnxbrecq.data.rows import GivenRows, OwnRows
 from onnxbrecq.errors import DataError
 
 Array = NDArray[np.generic]
 
 _MOST_BYTES = 16 * 2**30
+_LARGE = 2**26  # bytes: larger arrays are read by rows
+_CHUNK = 2**22
+_LENGTHS = 26  # of name and extra field: where they stand in the header of a zip's member
 _DAMAGE = (
     EOFError,
     KeyError,
@@ -37,6 +43,24 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+
+class _Header(NamedTuple):
+    """What a .npy stream says of its array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def stays(self) -> bool:
+        """Whether the array stays in its file."""
+        plain = self.dtype.kind in "biuf" and self.dtype.isnative and not self.fortran
+        return plain and self.nbytes > _LARGE
 
 
 def memory_limit() -> int:
@@ -61,26 +85,34 @@ def check_memory(needed: int, origin: str) -> None:
         )
 
 
-def read_npy(path: Path) -> Array:
-    """The array in a .npy file.
+def read_npy(path: Path) -> Samples:
+    """The array in a .npy file; a large one stays there.
 
     Raises:
         DataError: the file is damaged, pickled, or too large.
     """
     try:
         with path.open("rb") as stream:
-            check_memory(_declared(stream, path.stat().st_size, str(path)), str(path))
+            header = _header(stream, path.stat().st_size, str(path))
+            check_memory(header.nbytes, str(path))
+            if header.stays:
+                return GivenRows(path, header.shape, header.dtype, offset=stream.tell())
             stream.seek(0)
             return np.asarray(npy.read_array(stream, allow_pickle=False))
     except _DAMAGE as error:
         raise _damaged(path, error) from error
 
 
-def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, Array], tuple[str, ...]]:
+def read_npz(
+    path: Path, wanted: Collection[str], folder: Path | None = None
+) -> tuple[dict[str, Samples], tuple[str, ...]]:
     """Those of the `wanted` arrays that an .npz file holds, and the names of all that it holds.
 
+    Large ones stay there, or are unpacked into a file of `folder` (None: that of temporary files).
+
     Raises:
-        DataError: the file is damaged, a wanted array is pickled, or they are too large.
+        DataError: the file is damaged, a wanted array is pickled, or they are too large; the disk
+            is full.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -91,38 +123,75 @@ def read_npz(path: Path, wanted: Collection[str]) -> tuple[dict[str, Array], tup
             needed = 0
             for name, member in chosen.items():
                 with archive.open(member) as stream:
-                    needed += _declared(stream, member.file_size, f"{path}: array {name!r}")
+                    needed += _header(stream, member.file_size, f"{path}: array {name!r}").nbytes
             check_memory(needed, str(path))
-            return {name: _read(archive, chosen[name]) for name in chosen}, tuple(members)
+            found = {name: _member(path, archive, chosen[name], folder) for name in chosen}
+            return found, tuple(members)
     except _DAMAGE as error:
         raise _damaged(path, error) from error
 
 
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+def whole(samples: Samples) -> Array:
+    """All of them, in memory."""
+    return samples if isinstance(samples, np.ndarray) else samples[slice(None)]
+
+
+def _member(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path | None
+) -> Samples:
+    """The array of a member, whose checksum holds."""
+    with archive.open(member) as stream:
+        header = _header(stream, member.file_size, str(path))
+        if header.stays and member.compress_type == zipfile.ZIP_STORED:
+            start = _content(path, member) + stream.tell()
+            while stream.read(_CHUNK):  # raises BadZipFile at the end if it is another's checksum
+                pass
+            return GivenRows(path, header.shape, header.dtype, offset=start)
+        if header.stays:
+            return _unpacked(stream, header, folder)
     with archive.open(member) as stream:
         return np.asarray(npy.read_array(stream, allow_pickle=False))
 
 
-def _declared(stream: IO[bytes], size: int, origin: str) -> int:
-    """Bytes of the array whose .npy stream of `size` bytes starts here; reads its header only."""
+def _unpacked(stream: IO[bytes], header: _Header, folder: Path | None) -> OwnRows:
+    """The rest of the stream in a file."""
+    rows, done = OwnRows(header.shape, header.dtype, folder), 0
+    while part := stream.read(_CHUNK):
+        rows.put(part, done)
+        done += len(part)
+    if done < header.nbytes:
+        raise EOFError("it ends before its last value")
+    return rows
+
+
+def _content(path: Path, member: zipfile.ZipInfo) -> int:
+    """Where in the file the bytes of the member begin: behind its header, name and extra field."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset + _LENGTHS)
+        name, extra = struct.unpack("<HH", file.read(4))
+    return int(member.header_offset + _LENGTHS + 4 + name + extra)
+
+
+def _header(stream: IO[bytes], size: int, origin: str) -> _Header:
+    """The header of the .npy stream of `size` bytes that starts here; reads no further."""
     version = npy.read_magic(stream)
     if version == (1, 0):
-        shape, _, dtype = npy.read_array_header_1_0(stream)
+        shape, fortran, dtype = npy.read_array_header_1_0(stream)
     elif version == (2, 0):
-        shape, _, dtype = npy.read_array_header_2_0(stream)
+        shape, fortran, dtype = npy.read_array_header_2_0(stream)
     else:
         raise DataError(f"{origin}: .npy version {version} is not supported; save it as 1.0")
+    header = _Header(tuple(shape), dtype, bool(fortran))
     if dtype.hasobject:
         raise DataError(
             f"{origin}: holds pickled objects, which are never loaded; save a plain numeric array"
         )
-    needed = prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or needed > size:
+    if min(shape, default=0) < 0 or header.nbytes > size:
         raise DataError(
             f"{origin}: declares shape {shape} of {dtype}, but the file does not hold that many "
             "bytes; save it again"
         )
-    return needed
+    return header
 
 
 def _damaged(path: Path, error: BaseException) -> DataError:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxbrecq.data.arrays import Array
 from onnxbrecq.errors import DataError
 
 NAMES = ("boxes", "classes", "image_index")
@@ -43,7 +42,7 @@ class Boxes:
         return Boxes(self.boxes[picked], self.classes[picked], index)
 
 
-def boxes_of(arrays: Mapping[str, Array], samples: int, origin: str) -> Boxes | None:
+def boxes_of(arrays: Mapping[str, NDArray[np.generic]], samples: int, origin: str) -> Boxes | None:
     """The boxes that the arrays of that name hold; None: there are no such arrays.
 
     Raises:

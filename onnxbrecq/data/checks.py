@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from onnxbrecq.data.arrays import Array
 from onnxbrecq.data.dataset import Dataset, Samples
+from onnxbrecq.data.rows import Rows
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.model import Model
 
@@ -44,7 +45,7 @@ def checked(
     if samples == 0:
         raise DataError(f"{origin}: holds no samples; give at least one")
     for name, array in inputs.items():
-        if isinstance(array, np.ndarray):  # images are finite
+        if isinstance(array, np.ndarray | Rows):  # images are finite
             _check_finite(name, array, origin)
     return Dataset(inputs, None if labels is None else _labels(labels, samples, origin), origin)
 
@@ -145,7 +146,7 @@ def _contiguous(array: Samples) -> Samples:
     return np.ascontiguousarray(array, str if array.dtype.kind in _TEXT else None)
 
 
-def _check_finite(name: str, array: Array, origin: str) -> None:
+def _check_finite(name: str, array: Samples, origin: str) -> None:
     if array.dtype.kind in ("i", "u", "b", "U"):
         return
     for start in range(0, len(array), _CHUNK):

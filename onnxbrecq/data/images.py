@@ -2,7 +2,7 @@
 
     value = (pixel * scale - mean) / std        per channel, pixel in 0 ... 255
 
-Files are decoded once, on all cores, and kept as bytes in a file (`onnxbrecq.data.pixels`); values
+Files are decoded once, on all cores, and kept as bytes in a file (`onnxbrecq.data.rows`); values
 are made of them whenever samples are read, so that never all of them are in memory. Sizes follow
 torchvision: resizing the short side truncates the long one, a centre crop rounds its corner half to
 even.
@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from onnxbrecq.data.arrays import Array
 from onnxbrecq.data.dataset import Index
-from onnxbrecq.data.pixels import PixelFile, Pixels
+from onnxbrecq.data.rows import OwnRows, Rows
 from onnxbrecq.errors import DataError
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Preprocess
+
+Pixels = NDArray[np.uint8]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 
@@ -36,7 +39,7 @@ _DEEP_MODES = ("I", "F")  # more than 8 bits a channel: converting to RGB would 
 class Images:
     """Samples of decoded images, made when they are read."""
 
-    pixels: PixelFile
+    pixels: Rows
     convert: Callable[[Pixels], Array]
     sample: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -83,7 +86,7 @@ def decode_all(
     sample = convert(first[None]).shape[1:]
     if wanted is not None:
         _check_shape(sample, tuple(wanted[1:]), preprocess, f"{origin}: {paths[0].name}")
-    pixels = PixelFile(len(paths), first.shape, folder)
+    pixels = OwnRows((len(paths), *first.shape), np.dtype(np.uint8), folder)
 
     def fill(index: int) -> None:
         image = _pixels(paths[index], preprocess)

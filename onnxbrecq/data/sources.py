@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxbrecq.data import boxes as detection
 from onnxbrecq.data import images
-from onnxbrecq.data.arrays import Array, check_memory, read_npy, read_npz
+from onnxbrecq.data.arrays import Array, check_memory, read_npy, read_npz, whole
 from onnxbrecq.data.checks import check_names, checked, input_type, only_input
 from onnxbrecq.data.dataset import Dataset, Samples
 from onnxbrecq.data.functions import FUNCTION, function, named
@@ -100,7 +100,7 @@ def _read(source: str, model: Model, reading: Reading, *, labelled: bool) -> _Re
         if path.is_dir():
             return _folder(path, model, reading, labelled=labelled)
         if path.exists():
-            return _file(path, model, labelled=labelled)
+            return _file(path, model, reading, labelled=labelled)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
     if FUNCTION.fullmatch(source):
@@ -108,20 +108,20 @@ def _read(source: str, model: Model, reading: Reading, *, labelled: bool) -> _Re
     raise DataError(f"{source}: no such file or folder; give {KINDS}")
 
 
-def _file(path: Path, model: Model, *, labelled: bool) -> _Read:
+def _file(path: Path, model: Model, reading: Reading, *, labelled: bool) -> _Read:
     if path.suffix.lower() == ".npz":
-        return _npz(path, model, labelled=labelled)
+        return _npz(path, model, reading, labelled=labelled)
     if path.suffix.lower() == ".npy":
         return {only_input(model, str(path)): read_npy(path)}, {}
     raise DataError(f"{path}: is no data that can be read; give {KINDS}")
 
 
-def _npz(path: Path, model: Model, *, labelled: bool) -> _Read:
+def _npz(path: Path, model: Model, reading: Reading, *, labelled: bool) -> _Read:
     truth = [name for name in _TRUTH if labelled and name not in model.inputs]
-    arrays, names = read_npz(path, [*model.inputs, *truth])
+    arrays, names = read_npz(path, [*model.inputs, *truth], reading.folder)
     check_names(model, names, str(path))
-    inputs: dict[str, Samples] = {name: arrays[name] for name in model.inputs}
-    return inputs, {name: arrays[name] for name in truth if name in arrays}
+    inputs = {name: arrays[name] for name in model.inputs}
+    return inputs, {name: whole(arrays[name]) for name in truth if name in arrays}
 
 
 def _folder(folder: Path, model: Model, reading: Reading, *, labelled: bool) -> _Read:
@@ -165,7 +165,7 @@ def _stacked(files: Sequence[Path], model: Model, name: str) -> Array:
     parts: list[Array] = []
     held = 0
     for path in files:
-        part = _batch(read_npy(path), model, name)
+        part = _batch(whole(read_npy(path)), model, name)
         if parts and (part.shape[1:], part.dtype) != (parts[0].shape[1:], parts[0].dtype):
             raise DataError(
                 f"{path}: samples are {part.dtype} {list(part.shape[1:])}, but those of "

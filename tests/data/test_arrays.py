@@ -1,6 +1,7 @@
 """Arrays nobody vouched for: nothing is unpickled, nothing is allocated on a header's word."""
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from numpy.lib import format as npy
 
 from onnxbrecq.data import arrays
-from onnxbrecq.data.arrays import memory_limit, read_npy, read_npz
+from onnxbrecq.data.arrays import memory_limit, read_npy, read_npz, whole
+from onnxbrecq.data.dataset import Samples
+from onnxbrecq.data.rows import Rows
 from onnxbrecq.errors import DataError
 
 
@@ -31,7 +34,7 @@ def test_npy_round_trip(tmp_path: Path, version: tuple[int, int], order: str) ->
     wanted = np.asarray(np.arange(24, dtype=np.float32).reshape(2, 3, 4), order=order)  # type: ignore[call-overload]
     with (tmp_path / "a.npy").open("wb") as file:
         npy.write_array(file, wanted, version)
-    assert np.array_equal(read_npy(tmp_path / "a.npy"), wanted)
+    assert np.array_equal(whole(read_npy(tmp_path / "a.npy")), wanted)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -40,7 +43,7 @@ def test_npz_gives_what_is_wanted_and_names_all(tmp_path: Path, save: object) ->
     save(path, x=np.ones((2, 3)), labels=np.arange(2), junk=np.zeros(5))  # type: ignore[operator]
     found, names = read_npz(path, ["x", "y"])
     assert set(found) == {"x"}
-    assert np.array_equal(found["x"], np.ones((2, 3)))
+    assert np.array_equal(whole(found["x"]), np.ones((2, 3)))
     assert set(names) == {"x", "labels", "junk"}
 
 
@@ -135,3 +138,69 @@ def test_a_damaged_npy_is_one_line(tmp_path: Path, damage: object) -> None:
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.npy: cannot be read: No such file"):
         read_npy(tmp_path / "nowhere.npy")
+
+
+@pytest.fixture
+def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "_LARGE", 0)
+
+
+SAVES = {
+    "a.npz": lambda path, x: np.savez(path, other=np.arange(7), x=x),
+    "packed.npz": lambda path, x: np.savez_compressed(path, other=np.arange(7), x=x),
+    "a.npy": np.save,
+}
+
+
+def large(path: Path) -> Samples:
+    return read_npy(path) if path.suffix == ".npy" else read_npz(path, ["x"], path.parent)[0]["x"]
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("name", SAVES)
+@pytest.mark.parametrize("dtype", ["f4", "f2", "i8", "u1", "?"])
+def test_large_arrays_stay_in_their_file(tmp_path: Path, name: str, dtype: str) -> None:
+    wanted = np.random.default_rng(0).integers(0, 2, (9, 3, 2)).astype(dtype)
+    SAVES[name](tmp_path / name, wanted)
+    found = large(tmp_path / name)
+    assert isinstance(found, Rows)
+    assert (found.shape, found.dtype, len(found)) == (wanted.shape, wanted.dtype, 9)
+    for index in (slice(2, 5), slice(None), slice(7, 20), slice(4, 4), slice(None, None, -2)):
+        assert np.array_equal(found[index], wanted[index])
+    assert np.array_equal(found[np.array([5, 0, 5])], wanted[[5, 0, 5]])
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # the unpacked has no name
+
+
+@pytest.mark.usefixtures("all_large")
+def test_arrays_in_another_order_are_read_whole(tmp_path: Path) -> None:
+    wanted = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    np.save(tmp_path / "a.npy", wanted)
+    assert np.array_equal(whole(read_npy(tmp_path / "a.npy")), wanted)
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("name", ["a.npz", "a.npy"])
+@pytest.mark.parametrize("change", ["shorter", "rewritten"])
+def test_a_file_that_changes_under_the_run_is_told(tmp_path: Path, name: str, change: str) -> None:
+    path = tmp_path / name
+    SAVES[name](path, np.ones((4, 5)))
+    found = large(path)
+    found[0:1]
+    if change == "shorter":
+        os.truncate(path, 200)
+    else:
+        os.utime(path, (1, 1))
+    with pytest.raises(DataError, match=rf"{name}: .*run the command again"):
+        found[slice(None)]
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("name", ["a.npz", "packed.npz"])
+def test_a_changed_byte_of_an_archive_is_found(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    SAVES[name](path, np.random.default_rng(0).normal(size=(500, 8)))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot be read as an \.npz archive"):
+        large(path)

@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
 
     picture(tmp_path / "a.png", 4, 4)
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(DataError, match=r"decoded images cannot be written \(No space left"):
+    with pytest.raises(DataError, match=r"samples cannot be written \(No space left"):
         decode_all([tmp_path / "a.png"], PLAIN, FLOAT, "here")
 
 
