@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,14 @@ def test_resident_memory_grows_with_what_is_held() -> None:
     before = memory.resident()
     held = np.ones(8 << 20)
     assert memory.resident() - before > 0.9 * held.nbytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell")
+def test_the_peak_is_not_that_of_the_parent() -> None:
+    held = np.ones(64 << 20)
+    code = "from onnxbrecq.runtime.memory import peak; print(peak())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert 0 < int(told.stdout) < held.nbytes
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
