@@ -133,7 +133,7 @@ def _learned(block: Block, points: Points, seen: Outputs, samples: int, recipe: 
     inner = min(weights, recipe.activations or 8)
     coarse = any((recipe.first_last or inner if layer.edge else inner) < 8 for layer in layers)
     steps = settings.trials * settings.steps(coarse=coarse)
-    places = max(math.prod(seen[name].shape[2:]) for name in block.outputs)
+    places = max(points.places(block.nodes, seen[name].shape) for name in block.outputs)
     return rounding + _STEP * steps * settings.samples_a_step(places)
 
 

@@ -25,7 +25,7 @@ distances.
 """
 
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +34,8 @@ import onnx
 
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, attribute
 
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+ROWS = frozenset({"Gemm", "MatMul"})  # layers whose channels are the last axis
+LAYERS = frozenset({"Conv", "ConvTranspose"}) | ROWS
 INTEGER_OPERATORS = frozenset(
     {"Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Sigmoid", "LeakyRelu"}
 )
@@ -145,6 +146,15 @@ class Points:
         """
         pairs = ((t.tied, t.weight) for t in self.tables.values())
         return frozenset(tied.weight for tied, table in pairs if tied and table in tables)
+
+    def places(self, nodes: Iterable[str], shape: Sequence[int]) -> int:
+        """At how many places of a sample's tensor [N, ...] the weights of the layers are used.
+
+        Those of a feature map, or tokens: channels come first where there is a convolution, else
+        last.
+        """
+        last = all(self.layers[node].op in ROWS for node in nodes if node in self.layers)
+        return math.prod(shape[1:-1] if last else shape[2:])
 
 
 def find_points(model: Model) -> Points:

@@ -18,7 +18,6 @@ gates are still undecided then, and their mean error would otherwise outweigh al
 Each part is a setting of `Reconstruction`; the paper's own schedule is one choice of them.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from functools import cache
@@ -108,7 +107,7 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
     model = _quantized(problem, dropping, lean).to(problem.device)
     optimizer = _optimizer(model, settings)
     source = _Source(data, generator, problem.device)
-    batch_size = 1 if problem.alone else settings.samples_a_step(_places(data))
+    batch_size = 1 if problem.alone else settings.samples_a_step(_places(problem, data))
     iterations = steps(problem, settings)
     soft = round((1 - settings.settle) * iterations)
     input_dropping = dropping if _coarse(data.inputs, problem.plan) else None
@@ -138,9 +137,10 @@ def steps(problem: Problem, settings: Reconstruction) -> int:
     return settings.steps(coarse=_coarse((*problem.constants, *problem.heads), problem.plan))
 
 
-def _places(data: BlockData) -> int:
+def _places(problem: Problem, data: BlockData) -> int:
     """Of the block's largest output."""
-    return max(math.prod(target.shape[2:]) for target in data.targets.values())
+    nodes = [node.name for node in problem.nodes]
+    return max(problem.points.places(nodes, target.shape) for target in data.targets.values())
 
 
 def _coarse(names: Iterable[str], plan: QuantPlan) -> bool:
