@@ -20,8 +20,8 @@ One tensor has one quantizer, for all its readers, and one weight has one decisi
 that share it. The bits asked for hold for what layers read; every other quantized tensor has 8.
 
 What detections are decoded from stays as fine as it can be: a Concat that ends the graph stays
-float, so that boxes keep a scale and scores keep theirs; so does the mean of a distribution of
-distances.
+float, so that boxes keep a scale and scores keep theirs; so do products that decode boxes
+(`onnxbrecq.graph.decoding`).
 """
 
 import math
@@ -32,6 +32,7 @@ from typing import Literal
 import numpy as np
 import onnx
 
+from onnxbrecq.graph.decoding import decoding, output_axis
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, attribute
 
 ROWS = frozenset({"Gemm", "MatMul"})  # layers whose channels are the last axis
@@ -299,7 +300,7 @@ def _axis(model: Model, node: onnx.NodeProto) -> int:
     if node.op_type == "ConvTranspose":  # [C_in, C_out / groups, ...]
         shape, groups = model.initializers[node.input[1]].shape, attribute(node, "group", 1)
         return 0 if shape[1] == 1 and shape[0] == groups != 1 else 1
-    return _output_axis(node)
+    return output_axis(node)
 
 
 def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
@@ -312,10 +313,13 @@ def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
         return f"the type of {node.input[0]!r} is not known; declare it in the model's value_info"
     if types != [_FLOAT, _FLOAT]:
         return "not float32"
+    decoded = decoding(
+        node, weight.shape, maker=model.producer.get, constant=model.initializers.get
+    )
+    if decoded is not None:
+        return decoded
     if node.op_type == "MatMul" and weight.ndim != 2:
         return f"its constant has {weight.ndim} dimensions; 2 are needed"
-    if _is_mean(model, node, weight):
-        return "the mean of a distribution, from which boxes are decoded"
     if len(node.input) > 2 and node.input[2] and node.input[2] not in model.initializers:
         return "its bias is not a constant"
     if node.op_type == "Gemm":
@@ -328,26 +332,6 @@ def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
         if bias is not None and bias.shape != (channels,):
             return f"its bias has shape {bias.shape}, not ({channels},)"
     return None
-
-
-def _is_mean(model: Model, node: onnx.NodeProto, weight: np.ndarray) -> bool:
-    """Whether the layer weighs the outputs of a Softmax to a single value.
-
-    That is the distance to a side of a box (Li et al., Generalized Focal Loss, NeurIPS 2020).
-    """
-    if node.op_type == "ConvTranspose" or weight.shape[_output_axis(node)] != 1:
-        return False
-    maker = model.producer.get(node.input[0])
-    while maker is not None and carried(model, maker):
-        maker = model.producer.get(maker.input[0])
-    return maker is not None and maker.op_type == "Softmax"
-
-
-def _output_axis(node: onnx.NodeProto) -> int:
-    """The output-channel axis of a layer's weight."""
-    if node.op_type == "MatMul":
-        return 1
-    return 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
 
 
 def _shared_weights(model: Model, layers: Iterable[Layer]) -> dict[str, str]:

@@ -47,7 +47,8 @@ class _Found:
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         values = (*graph.output, *graph.value_info, *graph.input)
-        self._dims = {value.name: _dims(value) for value in values}
+        known = [value for value in values if value.type.tensor_type.HasField("shape")]
+        self._dims = {value.name: _dims(value) for value in known}
         self._dims |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         symbols = {s for v in graph.input for s in _dims(v) if isinstance(s, str) and s}
         self._multiples: dict[str, _Multiple] = {s: (s, Fraction(1)) for s in sorted(symbols)}

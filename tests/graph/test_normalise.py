@@ -182,3 +182,20 @@ def test_a_layer_that_computes_in_integers_already_stays(opset: int) -> None:
     points = find_points(from_proto(proto))
     assert len(points.layers) == 1
     assert [n.reason for n in points.float_nodes if n.op == "Conv"] == ["already quantized"]
+
+
+def test_a_tensor_of_unknown_rank_may_be_joined() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    graph (float[N, 4, 6, 6] x) => (float[N, A, B, C] y) {
+        m = ReduceMax <keepdims = 0> (x) c = Cast <to = 9> (m)
+        z = If (c) <
+            then_branch = one () => (float a) { a = Exp (x) },
+            else_branch = other () => (float e) { e = Squeeze (x) }
+        >
+        y = Concat <axis = -1> (z, x)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    branch = next(node for node in proto.graph.node if node.op_type == "If")
+    for item in branch.attribute:  # no shape at all, where the text can only say: no dimensions
+        item.g.output[0].type.tensor_type.ClearField("shape")
+    assert _same(proto) == ["ReduceMax", "Cast", "If", "Concat"]

@@ -357,37 +357,3 @@ def test_a_one_that_adds_a_dimension_stays() -> None:
 )
 def test_swish_becomes_operators_that_every_opset_has(body: str, operators: list[str]) -> None:
     assert _operators(_model(body, opset=24)) == operators
-
-
-_ENDS = "sizes = Constant <value = int64[2] {2, 6}> ()"
-
-
-@pytest.mark.parametrize("layer", ["Conv (x, w)", "Conv <strides = [2, 2]> (x, w, b)"])
-def test_a_last_convolution_that_is_cut_apart_becomes_one_for_each_part(layer: str) -> None:
-    body = f"{_ENDS} h = {layer} k, l = Split <axis = 1> (h, sizes) z = Sigmoid (k) "
-    assert _operators(_model(f"{body} y = Concat <axis = 1> (l, z)")) == [
-        "Conv", "Conv", "Sigmoid", "Concat",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "h = Conv (x, w) k, l = Split <axis = 1> (h, even) z = Add (k, l) y = Conv (z, w44)",
-        "h = Conv (x, w) k, l = Split <axis = 1> (h, sizes) z = Concat <axis = 1> (k, l) "
-        "y = Add (z, h)",
-        "h = Conv (x, w) k, l = Split <axis = 2> (h, rows) y = Add (k, l)",
-        "h = Conv <group = 2> (x, w2) k, l = Split <axis = 1> (h, sizes) "
-        "y = Concat <axis = 1> (l, k)",
-    ],
-    ids=["a-layer-follows", "read-whole", "rows", "grouped"],
-)
-def test_a_convolution_that_is_needed_whole_stays(
-    body: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(_SHAPES, "w44", (4, 4, 1, 1))
-    monkeypatch.setitem(_SHAPES, "w2", (8, 2, 3, 3))
-    cuts = (
-        "even = Constant <value = int64[2] {4, 4}> () rows = Constant <value = int64[2] {2, 2}> ()"
-    )
-    assert "Split" in _operators(_model(f"{_ENDS} {cuts} {body}"))

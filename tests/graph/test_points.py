@@ -123,6 +123,33 @@ def test_a_weight_that_layers_share_is_one_decision() -> None:
     assert found.points["w0"].layers == (next(iter(found.layers)),)
 
 
+_CORNERS = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("values", "quantized"),
+    [(_CORNERS, False), (_CORNERS + 0.01, True), (np.ones((4, 4)), True)],
+    ids=["corners", "learned", "ones"],
+)
+def test_corners_of_boxes_are_decoded_in_float(values: np.ndarray, quantized: bool) -> None:
+    """In front of NonMaxSuppression: what is cut apart there would share a scale."""
+    body = """n4 = Constant <value = int64[3] {0, -1, 4}> () a = Conv (x, w0) b = Conv (x, w1)
+        r = Reshape (a, n4) q = Reshape (b, n4) c = Concat <axis = -1> (r, q)
+        p, s = Split <axis = -1, num_outputs = 2> (c) y = MatMul (p, corners) z = Sigmoid (s)"""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> '
+        f"net (float[N, 4, 8, 8] x) => (float[N, B, 4] y, float[N, B, 4] z) {{ {body} }}"
+    )
+    weight = np.ones((4, 4, 1, 1), np.float32)
+    for name, array in {"w0": weight, "w1": 2 * weight, "corners": values}.items():
+        tensor = numpy_helper.from_array(array.astype(np.float32), name)
+        proto.graph.initializer.append(tensor)
+    found = find_points(from_proto(proto))
+    assert ("c" in found.points) == ("corners" in found.points) == quantized
+    told = [node.reason for node in found.float_nodes if node.op == "MatMul"]
+    assert told == ([] if quantized else ["the corners of boxes, of their centres and sizes"])
+
+
 @pytest.mark.parametrize(
     ("body", "op", "reason"),
     [

@@ -66,6 +66,14 @@ class Editor:
             return None  # a subgraph that captures the tensor needs its name
         return readers[0] if is_a(readers[0], *operators) else None
 
+    def readers(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that read the tensor, once for each time."""
+        return list(self._readers.get(name, []))
+
+    def is_output(self, name: str) -> bool:
+        """Whether the tensor is an output of the graph."""
+        return name in self._outputs
+
     def inner(self, name: str, readers: Sequence[onnx.NodeProto]) -> bool:
         """Whether nobody but `readers` reads the tensor."""
         known = {id(node) for node in readers}
@@ -90,13 +98,18 @@ class Editor:
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """Dimensions of a tensor, None where symbolic; None if its rank is unknown."""
+        dims = self.dims(name)
+        return None if dims is None else tuple(d if isinstance(d, int) else None for d in dims)
+
+    def dims(self, name: str) -> tuple[int | str, ...] | None:
+        """As `shape`, but symbols by name; it is empty where nothing is known."""
         if name in self._tensors:
             return tuple(self._tensors[name].dims)
         value = self._values.get(name)
         if value is None or not value.type.tensor_type.HasField("shape"):
             return None
         dims = value.type.tensor_type.shape.dim
-        return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+        return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in dims)
 
     def dtype(self, name: str) -> np.dtype[np.generic] | None:
         """The type of a tensor's elements; None if it is not known."""
@@ -104,12 +117,17 @@ class Editor:
         kind = 0 if value is None else value.type.tensor_type.elem_type
         return onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else None
 
-    def add_constant(self, wish: str, array: NDArray[np.generic]) -> str:
-        """Adds a constant; returns its name, `wish` if that is free."""
+    def free(self, wish: str) -> str:
+        """A name that no tensor has: `wish`, or one like it."""
         name, count = wish, 0
         while name in self._tensors or name in self._made_by or name in self._values:
             count += 1
             name = f"{wish}_{count}"
+        return name
+
+    def add_constant(self, wish: str, array: NDArray[np.generic]) -> str:
+        """Adds a constant; returns its name, `wish` if that is free."""
+        name = self.free(wish)
         tensor = numpy_helper.from_array(np.asarray(array, order="C"), name)
         self._tensors[name] = tensor
         return name
