@@ -10,18 +10,19 @@ from onnxbrecq.emission import written
 from onnxbrecq.emit.targets import any_file
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
-from onnxbrecq.graph.load import load, read
+from onnxbrecq.graph.load import fingerprint, load, read
 from onnxbrecq.graph.write import places
 from onnxbrecq.output import claim
 from onnxbrecq.parts import Task
 from onnxbrecq.pipeline.results import bytes_of, result_of
-from onnxbrecq.preparation import Clock, PathLike, labelled_of, samples_of
+from onnxbrecq.preparation import Clock, PathLike, labelled_of, samples_of, state_key
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.recon.device import learning_device
 from onnxbrecq.report.result import DataFacts, Result
 from onnxbrecq.runtime.cache import Storage
 from onnxbrecq.runtime.doctor import saturation_free
+from onnxbrecq.state import digest, opened
 from onnxbrecq.validation.gate import Limits
 from onnxbrecq.validation.metrics import metric_for
 from onnxbrecq.validation.validate import validate as validate_files
@@ -35,6 +36,8 @@ def repair(
     *,
     evaluation: PathLike | Dataset | None = None,
     output: PathLike | None = None,
+    work_dir: PathLike | None = None,
+    resume: bool = True,
     force: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -49,6 +52,8 @@ def repair(
         recipe: how to learn; what it says of bits and target does not count.
         evaluation: as for `quantize`.
         output: where to write; None: STEM.repaired.onnx beside the quantized model.
+        work_dir: as for `quantize`; None: OUTPUT.work beside the output.
+        resume: go on with what is there; False: start afresh.
         force: replace an existing output.
         progress: told of every step.
 
@@ -62,7 +67,8 @@ def repair(
     clock = Clock()
     source = Path(quantized)
     destination = Path(output) if output else source.with_name(f"{source.stem}.repaired.onnx")
-    reading = Reading(recipe.preprocess, destination.absolute().parent, progress)
+    folder = Path(work_dir) if work_dir else destination.with_name(f"{destination.name}.work")
+    reading = Reading(recipe.preprocess, folder.absolute().parent, progress)
     with clock.stage("load"):
         float_model = load(Path(reference))
         proto, files = read(source)
@@ -77,17 +83,21 @@ def repair(
         movable = 0 if samples is data else samples.nbytes
         ahead = forecast(broken.model, blocks, points, samples, recipe, movable=movable)
         progress("forecast", 1, 1, ahead.told())
-    storage = Storage(max(ahead.room, 0), destination.absolute().parent)
+    storage = Storage(max(ahead.room, 0), folder.absolute().parent)
     with clock.stage("calibrate"):
         samples = samples if samples is data else storage.kept(samples)
         start = recalibrated(broken, samples, recipe, progress)
+        digested = digest(samples.inputs)
     here = any_file(saturates=not saturation_free())
     task = Task(broken.model, blocks, points, samples, recipe, here, storage)
-    with clock.stage("reconstruct"):
-        walked = walk(task, start, progress)
-    with clock.stage("emit"):
-        mended = repaired(broken, walked.plan)
-        outputs = written(mended, destination, threads=recipe.threads)
+    origins = {"reference": float_model.source_sha256, "quantized": fingerprint(files)[1]}
+    with opened(folder, {**state_key(task, digested), **origins}, resume=resume) as state:
+        with clock.stage("reconstruct"):
+            walked = walk(task, start, progress, state)
+        with clock.stage("emit"):
+            mended = repaired(broken, walked.plan)
+            outputs = written(mended, destination, threads=recipe.threads)
+        state.discard()
     with clock.stage("validate"):
         validation = validate_files(
             destination, float_model, samples=samples, labelled=labelled,
