@@ -10,7 +10,7 @@ from onnxbrecq import Recipe
 
 from .command import Command
 from .environment import spin_briefly
-from .options import PATH, common, measuring, recipe_of
+from .options import PATH, common, measuring, recipe_of, working
 
 
 @click.command(cls=Command)
@@ -18,9 +18,7 @@ from .options import PATH, common, measuring, recipe_of
 @click.option("--reference", type=PATH, required=True, metavar="MODEL", help="The float model.")
 @click.option("-o", "--output", type=PATH, help="Default: STEM.repaired.onnx beside QUANTIZED.")
 @click.option("--effort", metavar="fast|balanced|best", help=f"Default {Recipe.effort}.")
-@click.option("--seed", type=int, help=f"Of every random choice; default {Recipe.seed}.")
-@click.option("--max-memory", metavar="SIZE", help="Activations beyond it go to disk.")
-@click.option("--device", metavar="auto|cpu|cuda", help=f"Default {Recipe.device}.")
+@working("OUTPUT.work")
 @measuring
 @common
 @click.pass_context
@@ -35,6 +33,8 @@ def repair(
     evaluation: str | None,
     recipe: Path | None,
     json: Path | None,
+    work_dir: Path | None,
+    no_resume: bool,
     force: bool,
     quiet: bool,
     verbose: bool,
@@ -60,6 +60,8 @@ def repair(
             wanted,
             evaluation=evaluation,
             output=output,
+            work_dir=work_dir,
+            resume=not no_resume,
             force=force,
             progress=watch,
         )

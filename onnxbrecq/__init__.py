@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     )
     from onnxbrecq.graph.inspection import inspect
     from onnxbrecq.handover import Bundle, bundle
-    from onnxbrecq.pipeline import pareto, quantize, repair, sensitivities, validate
+    from onnxbrecq.pipeline.explore import pareto, sensitivities
+    from onnxbrecq.pipeline.quantize import quantize
+    from onnxbrecq.pipeline.repair import repair
+    from onnxbrecq.pipeline.validate import validate
     from onnxbrecq.plan import QuantPlan
     from onnxbrecq.preview import Preview, preview
     from onnxbrecq.recipe import (
@@ -125,14 +128,14 @@ _HOMES = {
     "doctor": "onnxbrecq.runtime.doctor",
     "emit_plan": "onnxbrecq.emission",
     "inspect": "onnxbrecq.graph.inspection",
-    "pareto": "onnxbrecq.pipeline",
+    "pareto": "onnxbrecq.pipeline.explore",
     "preview": "onnxbrecq.preview",
-    "quantize": "onnxbrecq.pipeline",
+    "quantize": "onnxbrecq.pipeline.quantize",
     "recipe_markdown": "onnxbrecq.reference",
     "recipe_toml": "onnxbrecq.reference",
-    "repair": "onnxbrecq.pipeline",
-    "sensitivities": "onnxbrecq.pipeline",
-    "validate": "onnxbrecq.pipeline",
+    "repair": "onnxbrecq.pipeline.repair",
+    "sensitivities": "onnxbrecq.pipeline.explore",
+    "validate": "onnxbrecq.pipeline.validate",
     "verify": "onnxbrecq.runtime.verify",
 }
 

@@ -76,7 +76,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pipeline": (
         *LEAVES, "bits", "output", "graph", "data", "emit", "runtime", "recon", "report",
         "validation", "preparation", "mixed", "search", "blockwise", "state", "emission",
-        "adoption", "forecast", "parts",
+        "adoption", "forecast", "parts", "pipeline",
     ),
 }  # fmt: skip
 # A heavy dependency → the modules that may import it, by prefix.
@@ -123,7 +123,7 @@ def _imports(node: ast.AST, package: str) -> Iterator[str]:
         base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
         for alias in node.names:
             member = f"{base}.{alias.name}"
-            # `validate` is a function of the public API, and a subpackage behind it.
+            # `preview` is a function of the public API, and a module behind it.
             exported = base == "onnxbrecq" and alias.name in onnxbrecq.__all__
             yield member if member in MODULES and not exported else base
     elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
@@ -141,7 +141,7 @@ COMMAND = sorted(name for name in MODULES if part_of(name, "onnxbrecq_cli"))
 def test_the_walk_sees_every_form_of_import() -> None:
     source = """
 if TYPE_CHECKING:
-    from onnxbrecq.pipeline import quantize
+    from onnxbrecq.pipeline.quantize import quantize
 import numpy as np, torch.nn
 from onnxbrecq import affine
 def late():
@@ -161,6 +161,12 @@ def test_direction_within_the_package(name: str) -> None:
         if part_of(other, "onnxbrecq") and other.partition(".")[2].split(".")[0] not in allowed
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("name", sorted(n for n in LIBRARY if part_of(n, "onnxbrecq.pipeline")))
+def test_no_command_calls_another(name: str) -> None:
+    shared = ("onnxbrecq.pipeline.decisions", "onnxbrecq.pipeline.results")
+    assert {o for o in imported(name) if part_of(o, "onnxbrecq.pipeline")} <= set(shared)
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

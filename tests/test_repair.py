@@ -1,5 +1,6 @@
 """Files of onnxruntime's own quantizer, taken apart, repaired and written back."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.adopt import adopt, constants, rewritten
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.load import load
-from onnxbrecq.recipe import Recipe
+from onnxbrecq.progress import Progress
+from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.runtime.session import Session
 
 RECIPE = Recipe(effort="fast", threads=1)
+RANDOM = Recipe(threads=1, reconstruction=Reconstruction(iterations=20))
 U8, S8, S4 = ort.QuantType.QUInt8, ort.QuantType.QInt8, ort.QuantType.QInt4
 SETTINGS: dict[str, dict[str, Any]] = {
     "u8-s8": {"activation_type": U8, "weight_type": S8, "per_channel": True},
@@ -106,6 +109,64 @@ def test_repair_lowers_the_error_and_keeps_the_graph(
     assert result.output.path == str(output)
     assert skeleton(onnx.load(output)) == skeleton(onnx.load(path))
     assert noise(output, source, data) < share * noise(path, source, data)
+
+
+class StoppedError(Exception):
+    """What ends a run in its midst."""
+
+
+def until(block: int) -> Progress:
+    """Watches a run until it comes to this block, where it ends."""
+
+    def told(stage: str, done: int, _total: int, _detail: str = "") -> None:
+        if (stage, done) == ("reconstruct", block):
+            raise StoppedError
+
+    return told
+
+
+def stopped(path: Path, source: Path, data: Dataset, output: Path) -> list[dict[str, Any]]:
+    """The facts of two blocks, behind which a repair was stopped."""
+    with pytest.raises(StoppedError):
+        onnxbrecq.repair(path, source, data, RANDOM, output=output, progress=until(2))
+    assert not output.exists()
+    kept = sorted(output.with_name(f"{output.name}.work").glob("block-*.json"))
+    return [json.loads(file.read_bytes())["facts"] for file in kept]
+
+
+def test_a_stopped_repair_goes_on_and_ends_with_the_same_bytes(source: Path, data: Dataset) -> None:
+    path = quantized(source, data, "u8-s4")
+    whole, output = path.with_name("whole.onnx"), path.with_name("r.onnx")
+    onnxbrecq.repair(path, source, data, RANDOM, output=whole)
+    kept = stopped(path, source, data, output)
+    result = onnxbrecq.repair(path, source, data, RANDOM, output=output)
+    assert len(result.blocks) > len(kept) == 2
+    assert [block.seconds for block in result.blocks[:2]] == [facts["seconds"] for facts in kept]
+    assert output.read_bytes() == whole.read_bytes()
+    assert not output.with_name("r.onnx.work").exists()
+
+
+@pytest.mark.parametrize("other", ["quantized", "reference", "afresh"])
+def test_the_work_of_another_repair_is_not_taken(source: Path, data: Dataset, other: str) -> None:
+    path, output = quantized(source, data, "u8-s8"), source.with_name("r.onnx")
+    kept = stopped(path, source, data, output)
+    if other == "quantized":  # likewise, with other steps
+        path = quantized(source, Dataset({"x": data.inputs["x"][:8] * np.float32(0.7)}), "u8-s8")
+    elif other == "reference":
+        proto = onnx.load(source)
+        edit_first_weight(proto, np.float32(1.01))
+        onnx.save(proto, source)
+    again = {"resume": other != "afresh"}
+    result = onnxbrecq.repair(path, source, data, RANDOM, output=output, **again)
+    assert result.blocks[0].seconds != kept[0]["seconds"]
+    fresh = onnxbrecq.repair(path, source, data, RANDOM, output=source.with_name("fresh.onnx"))
+    assert output.read_bytes() == Path(fresh.output.path).read_bytes()
+
+
+def edit_first_weight(proto: onnx.ModelProto, factor: np.float32) -> None:
+    """Multiplies the weight of the first layer."""
+    tensor = next(t for t in proto.graph.initializer if t.name == "w0")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * factor, "w0"))
 
 
 def test_a_file_of_another_model_is_refused(

@@ -35,9 +35,9 @@ import subjects
 from rows import Row
 
 import onnxbrecq
-from onnxbrecq.calibrate import calibrate
+from onnxbrecq.bits import Allocation
+from onnxbrecq.calibrate import Calibration
 from onnxbrecq.data.dataset import Dataset
-from onnxbrecq.graph.model import Model
 from onnxbrecq.plan import QuantPlan
 from onnxbrecq.runtime.latency import paired_latency
 from onnxbrecq.runtime.session import session_options
@@ -50,23 +50,27 @@ FUSIONS = (
 )  # fmt: skip
 
 
-def _full_range(model: Model, *arguments: Any, **options: Any) -> QuantPlan:
-    """`calibrate`, with probabilities from 0 to 1."""
-    plan = calibrate(model, *arguments, **options)
-    made = {node.output[0] for node in model.nodes if node.op_type == "Softmax"}
-    whole = {
-        name: dataclasses.replace(quant, scale=np.asarray(1 / (quant.qtype.levels - 1), np.float32))
-        for name, quant in plan.tensors.items()
-        if name in made
-    }
-    return plan.updated(whole)
+class _FullRange(Calibration):
+    """First decisions, with probabilities from 0 to 1."""
+
+    def plan(self, bits: Allocation) -> QuantPlan:
+        plan = super().plan(bits)
+        made = {node.output[0] for node in self._model.nodes if node.op_type == "Softmax"}
+        whole = {
+            name: dataclasses.replace(
+                quant, scale=np.asarray(1 / (quant.qtype.levels - 1), np.float32)
+            )
+            for name, quant in plan.tensors.items()
+            if name in made
+        }
+        return plan.updated(whole)
 
 
 # Measure → what stands in its place in a row without it.
 WITHOUT: dict[str, tuple[str, Callable[..., Any]]] = {
-    "migration": ("onnxbrecq.pipeline.smoothed", lambda *_: {}),
+    "migration": ("onnxbrecq.preparation.smoothed", lambda *_: {}),
     "float-sums": ("onnxbrecq.graph.load.part_reads", lambda model: model),
-    "softmax-range": ("onnxbrecq.pipeline.calibrate", _full_range),
+    "softmax-range": ("onnxbrecq.calibrate.Calibration", _FullRange),
 }
 
 

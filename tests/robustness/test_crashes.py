@@ -14,6 +14,7 @@ import onnx
 import pytest
 from children import Children, Ended
 from corpus import residual_data, residual_network
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from trials import listing
 
 from onnxbrecq import state
@@ -24,6 +25,9 @@ _COMMAND = (
     "quantize", "m.onnx", "-q", "--recipe", "r.toml", "--threads", "1", "--plan", "m.plan",
 )  # fmt: skip
 _MADE = ("m.quant.onnx", "m.plan")
+_REPAIR = (
+    "repair", "other.onnx", "--reference", "m.onnx", "-q", "--recipe", "r.toml", "--threads", "1",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,40 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
         assert _run(children, place).status == 0
         assert _taken(place) == whole.made
         assert listing(place) == {*whole.files}
+
+
+class _Samples(CalibrationDataReader):
+    """The calibration samples, for onnxruntime's quantizer."""
+
+    def __init__(self) -> None:
+        self._feeds = iter(residual_data().batches(8))
+
+    def get_next(self) -> object:
+        return next(self._feeds, None)
+
+
+def test_a_killed_repair_ends_with_the_same_bytes(
+    place: Path, children: Children, long: bool
+) -> None:
+    quantize_static(
+        place / "m.onnx", place / "other.onnx", _Samples(), quant_format=QuantFormat.QDQ
+    )
+    before, output = listing(place), place / "other.repaired.onnx"
+    undisturbed = children.run(*_REPAIR, folder=place)
+    assert undisturbed.status == 0, undisturbed
+    whole = output.read_bytes()
+    output.unlink()
+    moments, killed = random.Random(0), 0
+    while killed < (_MANY if long else _CRASHES):
+        seconds = moments.uniform(0.01, undisturbed.seconds)
+        killed += children.run(*_REPAIR, folder=place, seconds=seconds).timed_out
+        if output.exists():  # then nothing was left to do but to validate
+            assert output.read_bytes() == whole
+            output.unlink()
+        assert children.run(*_REPAIR, folder=place).status == 0
+        assert output.read_bytes() == whole
+        output.unlink()
+        assert listing(place) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
