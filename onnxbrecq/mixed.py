@@ -1,6 +1,7 @@
 """From a calibrated model to the bits of each layer: sensitivities, costs, the best of them."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,9 +238,36 @@ def sized(menu: Menu, found: Found) -> Found:
 def chosen(space: Space, asked: Sequence[Limit]) -> Found:
     """The best allocation within the limits, whose very file keeps a limit of size.
 
+    Layers of the same bits share constants that the sum over layers counts for each, so that it
+    may think an even allocation too large that is not: those are looked at by their files.
+
     Raises:
         RecipeError: there is none; says what is the nearest that can be had.
     """
+    found = _searched(space, asked)
+    for even in _even(space.problem):
+        loss = space.problem.loss(even)
+        if loss < found.loss and space.problem.holds(even, [x for x in asked if not _is_size(x)]):
+            other = sized(space.menu, space.problem.found(even, asked, found.method, found.gap,
+                                                          time.perf_counter()))  # fmt: skip
+            if all(other.costs["size"] <= x.most for x in asked if _is_size(x)):
+                found = dataclasses.replace(other, seconds=found.seconds)
+    return found
+
+
+def _even(problem: Problem) -> list[dict[str, int]]:
+    """The allocations in which all layers have the same bits, as places among their choices."""
+    choices = problem.choices.values()
+    shared = [bits for bits in next(iter(choices), ()) if all(bits in other for other in choices)]
+    return [{name: other.index(bits) for name, other in problem.choices.items()} for bits in shared]
+
+
+def _is_size(limit: Limit) -> bool:
+    return limit.cost.key == "size"
+
+
+def _searched(space: Space, asked: Sequence[Limit]) -> Found:
+    """As `chosen`, by the sum over layers, made tighter until the very file keeps the limits."""
     menu, recipe = space.menu, space.menu.task.recipe
     tightened = list(asked)
     for _ in range(_TIGHTER):
@@ -249,10 +277,10 @@ def chosen(space: Space, asked: Sequence[Limit]) -> Found:
             found = exact(space.problem, tightened)
         found = sized(menu, found)
         size = found.costs["size"]
-        over = max((size - x.most for x in asked if x.cost.key == "size"), default=0)
+        over = max((size - x.most for x in asked if _is_size(x)), default=0)
         if over <= 0:
             return found
-        tightened = [Limit(x.cost, x.most - over) if x.cost.key == "size" else x for x in tightened]
+        tightened = [Limit(x.cost, x.most - over) if _is_size(x) else x for x in tightened]
     raise RecipeError("budget size: no file was found to keep it; give a little more")
 
 
