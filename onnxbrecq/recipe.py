@@ -115,8 +115,8 @@ class Reconstruction:
         trials: how often a block is learned, each time with a third of the rounding rate before;
             what is best on the samples that judge is kept.
         batch_size: samples a step, at most.
-        batch_places: places of a feature map a step: of large maps as few samples, at least four,
-            as have so many; 0: always `batch_size` samples.
+        batch_places: places of a feature map, or tokens, a step: of large maps as few samples, at
+            least three, as have so many; 0: always `batch_size` samples.
         rounding_rate: learning rate of the rounding variables.
         scale_rate: learning rate of the weight scales, relative to each; 0: they stay.
         bias_rate: learning rate of the biases, relative to the rounding error; 0: they stay.
@@ -137,7 +137,7 @@ class Reconstruction:
     iterations: int = 400
     trials: int = 1
     batch_size: int = 16
-    batch_places: int = 1 << 14
+    batch_places: int = 512
     rounding_rate: float = 0.1
     scale_rate: float = 3e-3
     bias_rate: float = 3e-2
@@ -173,7 +173,7 @@ class Reconstruction:
         return min(self.batch_size, max(-(-self.batch_places // places), _FEWEST))
 
 
-_FEWEST = 4  # samples a step
+_FEWEST = 3  # samples a step
 _BOUNDS = {
     **dict.fromkeys(("trials", "batch_size"), (1, math.inf)),
     **dict.fromkeys(
@@ -188,7 +188,7 @@ _BOUNDS = {
 _EFFORT: dict[str, Reconstruction] = {
     "fast": Reconstruction(iterations=0),
     "balanced": Reconstruction(),
-    "best": Reconstruction(iterations=2000, trials=2, batch_size=32),
+    "best": Reconstruction(iterations=2000, trials=2, batch_size=32, batch_places=1 << 14),
     "paper": Reconstruction(
         start="nearest", iterations=25_000, batch_size=32, batch_places=0,
         rounding_rate=1e-3, scale_rate=0.0, bias_rate=0.0, step_rate=4e-4, settle=0.2,

@@ -55,7 +55,7 @@ def test_what_learning_takes_is_that_of_the_schedule(model: Model, data: Dataset
     recipe = Recipe(effort="fast")
     assert module._learned(middle, points, seen, len(data), recipe) == rounding
     recipe = Recipe(weights=4, reconstruction=Reconstruction(iterations=40, trials=2))
-    steps = 40 * 2 * 4  # four samples a step have the 2**14 places and more
+    steps = 40 * 2 * 3  # three samples a step have the 512 places and more
     expected = rounding + module._STEP * steps
     assert module._learned(middle, points, seen, len(data), recipe) == expected
     recipe = dataclasses.replace(recipe, weights=8)

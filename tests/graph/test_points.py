@@ -8,7 +8,7 @@ from onnxbrecq.calibrate import activation_bits
 from onnxbrecq.graph.blocks import CHAIN_LAYERS, partition
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.model import Model
-from onnxbrecq.graph.points import find_points
+from onnxbrecq.graph.points import Layer, Points, find_points
 from onnxbrecq.recipe import Recipe
 
 
@@ -225,3 +225,14 @@ def test_a_silu_is_quantized_or_left_as_one(body: str, quantized: set[str]) -> N
     """One of the pair in integers would be an island between two conversions."""
     points = find_points(_model(body, _W)).points
     assert {"a", "s", "b"} & points.keys() == quantized
+
+
+def test_places_of_a_sample_are_those_of_its_map_or_tokens() -> None:
+    conv = Layer("conv", "Conv", "x", "w", None, 0, edge=False)
+    product = Layer("product", "MatMul", "y", "v", None, 1, edge=False)
+    points = Points({}, {"conv": conv, "product": product}, (), {})
+    assert points.places(["conv"], (8, 16, 7, 5)) == 35
+    assert points.places(["conv", "product"], (8, 16, 7, 5)) == 35
+    assert points.places(["product"], (8, 7, 5, 16)) == 35
+    assert points.places(["product"], (8, 197, 16)) == 197
+    assert points.places(["product"], (8, 16)) == 1
