@@ -21,6 +21,7 @@ from onnxbrecq.calibrate import together
 from onnxbrecq.data.dataset import Dataset, Feed
 from onnxbrecq.graph.blocks import Block
 from onnxbrecq.graph.extract import extract, submodel
+from onnxbrecq.graph.layers import weight_layers
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import Points
 from onnxbrecq.recipe import Recipe
@@ -84,6 +85,8 @@ def forecast(
     most = recipe.max_memory
     limit = resident() + available() // 2 if most is None else most
     work = _work(model, blocks, sizes, recipe)
+    layers = {layer.name: layer.macs for layer in weight_layers(model)}
+    macs = {block.name: sum(layers.get(node, 0) for node in block.nodes) for block in blocks}
     return Forecast(
         held=_held(blocks, sizes) * len(data) + movable,
         room=limit - (resident() - movable) - work,
@@ -91,7 +94,7 @@ def forecast(
             _pace(model, block, {**feed, **seen}, recipe)
             * (
                 _RUNS * len(data)
-                + _learned(block, points, seen, len(data), recipe)
+                + _learned(block, points, seen, recipe, samples=len(data), macs=macs[block.name])
                 + _searched(block, points, recipe)
             )
             for block in blocks
@@ -122,7 +125,9 @@ def _pace(model: Model, block: Block, values: Outputs, recipe: Recipe) -> float:
     return min(seconds) / len(next(iter(feed.values())))
 
 
-def _learned(block: Block, points: Points, seen: Outputs, samples: int, recipe: Recipe) -> float:
+def _learned(
+    block: Block, points: Points, seen: Outputs, recipe: Recipe, *, samples: int, macs: int
+) -> float:
     """What learning the block takes, in passes of a sample through the float block."""
     layers = [points.layers[node] for node in block.nodes if node in points.layers]
     if not layers:
@@ -134,7 +139,7 @@ def _learned(block: Block, points: Points, seen: Outputs, samples: int, recipe: 
     coarse = any((recipe.first_last or inner if layer.edge else inner) < 8 for layer in layers)
     steps = settings.trials * settings.steps(coarse=coarse)
     places = max(points.places(block.nodes, seen[name].shape) for name in block.outputs)
-    return rounding + _STEP * steps * settings.samples_a_step(places)
+    return rounding + _STEP * steps * settings.samples_a_step(places, macs)
 
 
 def _searched(block: Block, points: Points, recipe: Recipe) -> float:

@@ -16,6 +16,7 @@ from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.targets import Target
 from onnxbrecq.graph.blocks import Block
 from onnxbrecq.graph.extract import extract
+from onnxbrecq.graph.layers import weight_layers
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import Points
 from onnxbrecq.plan import QuantPlan, TensorQuant
@@ -197,6 +198,7 @@ def problem_of(task: Task, part: Part, plan: QuantPlan) -> Problem | None:
     heads = heads_of(part, task.points, plan)
     return Problem(
         part.torch, part.alone, plan, task.points, part.model.nodes, heads, constants,
+        sum(layer.macs for layer in weight_layers(part.model)),
         learning_device(task.recipe.device),
     )  # fmt: skip
 

@@ -116,7 +116,9 @@ class Reconstruction:
             what is best on the samples that judge is kept.
         batch_size: samples a step, at most.
         batch_places: places of a feature map, or tokens, a step: of large maps as few samples, at
-            least three, as have so many; 0: always `batch_size` samples.
+            least four, as have so many; 0: as many as there are.
+        batch_macs: multiply-accumulates of the float block a step: of samples that take many as
+            few, at least four; 0: as many as it takes.
         rounding_rate: learning rate of the rounding variables.
         scale_rate: learning rate of the weight scales, relative to each; 0: they stay.
         bias_rate: learning rate of the biases, relative to the rounding error; 0: they stay.
@@ -137,7 +139,8 @@ class Reconstruction:
     iterations: int = 400
     trials: int = 1
     batch_size: int = 16
-    batch_places: int = 512
+    batch_places: int = 1 << 14
+    batch_macs: float = 2.5e9
     rounding_rate: float = 0.1
     scale_rate: float = 3e-3
     bias_rate: float = 3e-2
@@ -162,23 +165,27 @@ class Reconstruction:
         """Optimiser steps for a block; where all is 8 bits, a quarter: little is left to learn."""
         return self.iterations if coarse else -(-self.iterations // 4)
 
-    def samples_a_step(self, places: int) -> int:
-        """The fewer, the more places of a feature map each has for a gradient to be taken at.
+    def samples_a_step(self, places: int, macs: int) -> int:
+        """The fewer, the more places, or work, each has.
 
-        Measured on the first unit of MobileNetV2 (112 x 112 places, 2 bits): 4 samples a step end
-        where 16 do, in a quarter of the time.
+        Of places each gives a gradient: on the first unit of MobileNetV2 (112 x 112, 2 bits) 4
+        samples a step end where 16 do, in a quarter of the time. Fewer cost 0.1 to 0.3 dB on
+        smaller maps (W2A4, three networks), which is only worth it where a step takes long.
         """
-        if not self.batch_places:
-            return self.batch_size
-        return min(self.batch_size, max(-(-self.batch_places // places), _FEWEST))
+        most = self.batch_size
+        if self.batch_places:
+            most = min(most, max(-(-self.batch_places // places), _FEWEST))
+        if self.batch_macs and macs:
+            most = min(most, max(int(self.batch_macs / macs), _FEWEST))
+        return most
 
 
-_FEWEST = 3  # samples a step
+_FEWEST = 4  # samples a step
 _BOUNDS = {
     **dict.fromkeys(("trials", "batch_size"), (1, math.inf)),
     **dict.fromkeys(
-        ("iterations", "batch_places", "rounding_rate", "scale_rate", "bias_rate", "step_rate",
-         "regularization"), (0, math.inf),
+        ("iterations", "batch_places", "batch_macs", "rounding_rate", "scale_rate", "bias_rate",
+         "step_rate", "regularization"), (0, math.inf),
     ),
     **dict.fromkeys(("settle", "drop"), (0, 1)),
 }  # fmt: skip
@@ -188,9 +195,9 @@ _BOUNDS = {
 _EFFORT: dict[str, Reconstruction] = {
     "fast": Reconstruction(iterations=0),
     "balanced": Reconstruction(),
-    "best": Reconstruction(iterations=2000, trials=2, batch_size=32, batch_places=1 << 14),
+    "best": Reconstruction(iterations=2000, trials=2, batch_size=32, batch_macs=0),
     "paper": Reconstruction(
-        start="nearest", iterations=25_000, batch_size=32, batch_places=0,
+        start="nearest", iterations=25_000, batch_size=32, batch_places=0, batch_macs=0,
         rounding_rate=1e-3, scale_rate=0.0, bias_rate=0.0, step_rate=4e-4, settle=0.2,
         loss="fisher", regularizer="absolute", regularization=0.01, drop=1.0, step_search=False,
     ),

@@ -53,14 +53,14 @@ def test_what_learning_takes_is_that_of_the_schedule(model: Model, data: Dataset
     seen = {name: np.zeros((2, 1, 64, 128), np.float32) for name in middle.outputs}
     rounding = module._ROUNDING * len(data)
     recipe = Recipe(effort="fast")
-    assert module._learned(middle, points, seen, len(data), recipe) == rounding
+    assert module._learned(middle, points, seen, recipe, samples=len(data), macs=0) == rounding
     recipe = Recipe(weights=4, reconstruction=Reconstruction(iterations=40, trials=2))
-    steps = 40 * 2 * 3  # three samples a step have the 512 places and more
+    steps = 40 * 2 * 4  # four samples a step have the 2**14 places and more
     expected = rounding + module._STEP * steps
-    assert module._learned(middle, points, seen, len(data), recipe) == expected
+    assert module._learned(middle, points, seen, recipe, samples=len(data), macs=0) == expected
     recipe = dataclasses.replace(recipe, weights=8)
     expected = rounding + module._STEP * steps / 4
-    assert module._learned(middle, points, seen, len(data), recipe) == expected
+    assert module._learned(middle, points, seen, recipe, samples=len(data), macs=0) == expected
 
 
 @pytest.mark.parametrize(

@@ -232,3 +232,21 @@ def test_a_gate_alone_asks_for_the_smallest_model() -> None:
 def test_what_mixed_precision_refuses(table: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Recipe.from_table(table)
+
+
+@pytest.mark.parametrize(
+    ("places", "macs", "samples"),
+    [
+        (64, 1e6, 16),
+        (1 << 12, 1e6, 4),
+        (1 << 11, 1e6, 8),
+        (197, 5e8, 5),
+        (197, 1e10, 4),
+        (64, 0, 16),
+    ],
+)
+def test_a_step_takes_fewer_samples_of_large_maps_and_of_much_work(
+    places: int, macs: float, samples: int
+) -> None:
+    assert Reconstruction().samples_a_step(places, int(macs)) == samples
+    assert Reconstruction(batch_places=0, batch_macs=0).samples_a_step(places, int(macs)) == 16

@@ -107,7 +107,9 @@ def reconstruct(problem: Problem, data: BlockData, recipe: Recipe, seed: int) ->
     model = _quantized(problem, dropping, lean).to(problem.device)
     optimizer = _optimizer(model, settings)
     source = _Source(data, generator, problem.device)
-    batch_size = 1 if problem.alone else settings.samples_a_step(_places(problem, data))
+    batch_size = (
+        1 if problem.alone else settings.samples_a_step(_places(problem, data), problem.macs)
+    )
     iterations = steps(problem, settings)
     soft = round((1 - settings.settle) * iterations)
     input_dropping = dropping if _coarse(data.inputs, problem.plan) else None

@@ -62,6 +62,7 @@ class Problem:
         nodes: the block's nodes in order.
         heads: activations of the block that own a quantizer.
         constants: initializer name → float value, of the weights to round and the biases.
+        macs: multiply-accumulates that a sample takes in the float block.
         device: where it is learned.
     """
 
@@ -72,6 +73,7 @@ class Problem:
     nodes: tuple[onnx.NodeProto, ...]
     heads: tuple[str, ...]
     constants: Arrays
+    macs: int = 0
     device: torch.device = CPU
 
     @cached_property

@@ -38,7 +38,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "iterations=0": {"iterations": 0},
     "drop=0.5": {"drop": 0.5},
     "batch_places=0": {"batch_places": 0},
-    "batch_places=16384": {"batch_places": 1 << 14},
 }
 
 
