@@ -16,16 +16,18 @@ by branch and bound, and its lower bound proves the gap.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from onnxbrecq.bits import Bits
 from onnxbrecq.errors import RecipeError
 from onnxbrecq.search.costs import Cost
 from onnxbrecq.search.table import Factor
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 _SECONDS = 60.0  # after which the best that was found is taken, with its gap
 _SCALE = 1e3  # of the least loss in the solver, whose absolute gap is 1e-6
@@ -246,14 +248,16 @@ def _milp(
     expected: float,
     best: float | None,
 ) -> tuple[Places, float] | None:
+    from scipy import optimize  # noqa: PLC0415 -- a third of a second, for budgets alone
+
     columns = _Columns(problem, factors)
     objective, upper = columns.objective(_SCALE / expected, best)
     rows = [*columns.rows(), *(columns.limit(limit) for limit in limits)]
-    solved = milp(
+    solved = optimize.milp(
         objective,
         integrality=columns.integral,
-        bounds=Bounds(np.zeros(len(upper)), upper),
-        constraints=LinearConstraint(*_matrix(rows, len(upper))),
+        bounds=optimize.Bounds(np.zeros(len(upper)), upper),
+        constraints=optimize.LinearConstraint(*_matrix(rows, len(upper))),
         options={"mip_rel_gap": 0.0, "time_limit": _SECONDS},
     )
     if solved.x is None:
@@ -351,7 +355,9 @@ class _Columns:
 
 def _matrix(
     rows: Sequence[Row], columns: int
-) -> tuple[csr_array, NDArray[np.float64], NDArray[np.float64]]:
+) -> "tuple[csr_array, NDArray[np.float64], NDArray[np.float64]]":
+    from scipy.sparse import csr_array  # noqa: PLC0415 -- as above
+
     at = [(i, column) for i, (row, _, _) in enumerate(rows) for column in row]
     values = [value for row, _, _ in rows for value in row.values()]
     i, j = np.array(at).T
