@@ -24,6 +24,7 @@ def main() -> int:
     parent = os.getpid()
     awaited = {signal.SIGCHLD, *(n for n in _HANDED_ON if signal.getsignal(n) != signal.SIG_IGN)}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # until somebody can take them
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may have it ignored: none comes
     child = os.fork()
     if not child:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)

@@ -176,7 +176,7 @@ class Reconstruction:
         if self.batch_places:
             most = min(most, max(-(-self.batch_places // places), _FEWEST))
         if self.batch_macs and macs:
-            most = min(most, max(int(self.batch_macs / macs), _FEWEST))
+            most = min(most, max(int(min(self.batch_macs / macs, most)), _FEWEST))
         return most
 
 

@@ -1,3 +1,4 @@
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -249,4 +250,5 @@ def test_a_step_takes_fewer_samples_of_large_maps_and_of_much_work(
     places: int, macs: float, samples: int
 ) -> None:
     assert Reconstruction().samples_a_step(places, int(macs)) == samples
+    assert Reconstruction(batch_places=0, batch_macs=math.inf).samples_a_step(places, 1) == 16
     assert Reconstruction(batch_places=0, batch_macs=0).samples_a_step(places, int(macs)) == 16

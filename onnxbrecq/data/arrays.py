@@ -144,8 +144,11 @@ def _member(
         header = _header(stream, member.file_size, str(path))
         if header.stays and member.compress_type == zipfile.ZIP_STORED:
             start = _content(path, member) + stream.tell()
-            while stream.read(_CHUNK):  # raises BadZipFile at the end if it is another's checksum
-                pass
+            there = 0
+            while part := stream.read(_CHUNK):  # raises BadZipFile at the end of another checksum
+                there += len(part)
+            if there < header.nbytes:
+                raise EOFError("it ends before its last value")
             return GivenRows(path, header.shape, header.dtype, offset=start)
         if header.stays:
             return _unpacked(stream, header, folder)
@@ -156,7 +159,7 @@ def _member(
 def _unpacked(stream: IO[bytes], header: _Header, folder: Path | None) -> OwnRows:
     """The rest of the stream in a file."""
     rows, done = OwnRows(header.shape, header.dtype, folder), 0
-    while part := stream.read(_CHUNK):
+    while part := stream.read(min(_CHUNK, header.nbytes - done)):
         rows.put(part, done)
         done += len(part)
     if done < header.nbytes:
@@ -186,7 +189,7 @@ def _header(stream: IO[bytes], size: int, origin: str) -> _Header:
         raise DataError(
             f"{origin}: holds pickled objects, which are never loaded; save a plain numeric array"
         )
-    if min(shape, default=0) < 0 or header.nbytes > size:
+    if min(shape, default=0) < 0 or header.nbytes > size - stream.tell():
         raise DataError(
             f"{origin}: declares shape {shape} of {dtype}, but the file does not hold that many "
             "bytes; save it again"

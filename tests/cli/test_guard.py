@@ -45,6 +45,16 @@ def test_a_process_that_the_system_kills_leaves_a_line() -> None:
     assert err.count("\n") == 1
 
 
+def test_the_end_is_seen_where_children_are_ignored() -> None:
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    started = "os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
+    done = subprocess.run(
+        [sys.executable, "-c", ignoring + started, _CODE.format(body="return 3")],
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_handed_on(number: int) -> None:
     body = (

@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 from onnxbrecq.data import arrays
 from onnxbrecq.data.arrays import memory_limit, read_npy, read_npz, whole
 from onnxbrecq.data.dataset import Samples
-from onnxbrecq.data.rows import Rows
+from onnxbrecq.data.rows import OwnRows, Rows
 from onnxbrecq.errors import DataError
 
 
@@ -204,3 +204,25 @@ def test_a_changed_byte_of_an_archive_is_found(tmp_path: Path, name: str) -> Non
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"cannot be read as an \.npz archive"):
         large(path)
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("more", [1, 20, 500])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_nothing_is_read_beyond_a_member(tmp_path: Path, more: int, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
+        archive.writestr("x.npy", header_only((100 + more,)) + bytes(400))
+        archive.writestr("y.npy", header_only((1000,)) + b"secret!!" * 500)
+    with pytest.raises(DataError, match=r"a\.npz: .*(does not hold|cannot be read)"):
+        read_npz(tmp_path / "a.npz", ["x"])
+    (tmp_path / "a.npy").write_bytes(header_only((100 + more,)) + bytes(400))
+    with pytest.raises(DataError, match=r"a\.npy: .*does not hold"):
+        read_npy(tmp_path / "a.npy")
+
+
+@pytest.mark.usefixtures("all_large")
+def test_no_more_is_unpacked_than_is_declared(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.npz", "x.npy", header_only((1000,)) + bytes(2**24))
+    found = read_npz(path, ["x"])[0]["x"]
+    assert isinstance(found, OwnRows)
+    assert os.fstat(found._file.fileno()).st_size == 4000

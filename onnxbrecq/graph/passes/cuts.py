@@ -95,6 +95,8 @@ def _slice(
     given = [editor.constant(name) if name else None for name in node.input[1:]]
     if any(value is None and name for value, name in zip(given, node.input[1:], strict=True)):
         return None
+    if len(given) < 2 or any(value is not None and value.ndim != 1 for value in given):
+        return None  # onnxruntime takes scalars too
     starts, ends, axes, steps = (
         None if value is None else value.tolist() for value in [*given, None, None][:4]
     )

@@ -58,8 +58,8 @@ def _before_reshape(editor: Editor, node: onnx.NodeProto, kinds: Kinds) -> Kinds
     other divides `size * length`. Dimensions at the end that both tensors have need not be known.
     """
     before, after = editor.dims(node.input[0]), editor.dims(node.output[0])
-    if before is None or after is None:
-        return None
+    if before is None or after is None or not isinstance(after[kinds.axis], int):
+        return None  # a length that is not known could not be made that of a part
     same, most = 0, min(len(before), len(after) - 1 - kinds.axis)
     while same < most and before[-1 - same] == after[-1 - same] != "":
         same += 1
