@@ -58,7 +58,8 @@ def test_the_end_is_seen_where_children_are_ignored() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_handed_on(number: int) -> None:
     body = (
-        f"signal.signal({int(number)}, lambda *_: os._exit(42)); print(flush=True); time.sleep(60)"
+        f"signal.signal({int(number)}, lambda *_: os._exit(42)); print(flush=True); "
+        "[time.sleep(0.05) for _ in range(1000)]"  # one that comes just before a sleep waits for it
     )
     with subprocess.Popen(
         [sys.executable, "-c", _CODE.format(body=body)], stdout=subprocess.PIPE
