@@ -77,6 +77,21 @@ def dequantize(levels: Levels, quant: TensorQuant) -> Array:
     return (integers(levels, quant).astype(np.float32) * scale).astype(np.float32)
 
 
+def missed(values: Array, quant: TensorQuant, out: Array) -> None:
+    """Writes what rounding adds to each value: `dequantize(quantize(values)) - values`.
+
+    In one buffer, for searches that try many scales: a third of the time.
+    """
+    step = quant.qtype.step
+    scale = along(quant.scale, quant, values.shape)
+    offset = along(offsets(quant.qtype, quant.zero_point), quant, values.shape).astype(np.float32)
+    np.divide(values, scale, out=out)
+    np.divide(np.add(out, offset, out=out), step, out=out)
+    np.clip(np.rint(out, out=out), 0, quant.qtype.levels - 1, out=out)
+    np.subtract(np.multiply(out, step, out=out), offset, out=out)
+    np.subtract(np.multiply(out, scale, out=out), values, out=out)
+
+
 def weight_quant(weight: Array, qtype: QType, axis: int | None, floor: Array) -> TensorQuant:
     """The quantization of `weight` with the smallest squared error per channel, levels nearest.
 
@@ -140,14 +155,14 @@ def _searched(rows: Array, qtype: QType, floor: Array) -> tuple[Array, NDArray[n
 def _least_error(rows: Array, qtype: QType, floor: Array) -> tuple[Array, NDArray[np.int32]]:
     """Scale and zero point of each row [C, N]; of a long row a sample of its values decides."""
     sample, counts = _sampled(rows)
+    rest, square = np.empty_like(sample), np.empty(sample.shape, np.float64)
     best_error = np.full(len(rows), np.inf, np.float64)
     best_scale = np.ones(len(rows), np.float32)
     best_zero = np.zeros(len(rows), np.int32)
     for wanted, zero in _candidates(rows.min(axis=1), rows.max(axis=1), qtype):
         scale = np.maximum(wanted, floor)
-        candidate = TensorQuant(qtype, scale, zero, 0)
-        restored = dequantize(quantize(sample, candidate), candidate)
-        error = (np.square(sample - restored, dtype=np.float64) * counts).sum(axis=1)
+        missed(sample, TensorQuant(qtype, scale, zero, 0), out=rest)
+        error = np.multiply(rest, rest, out=square, dtype=np.float64) @ counts
         better = error < best_error
         best_error[better] = error[better]
         best_scale[better] = scale[better]

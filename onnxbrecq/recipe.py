@@ -118,7 +118,7 @@ class Reconstruction:
         batch_places: places of a feature map, or tokens, a step: of large maps as few samples, at
             least four, as have so many; 0: as many as there are.
         batch_macs: multiply-accumulates of the float block a step: of samples that take many as
-            few, at least four; 0: as many as it takes.
+            few, at least two; 0: as many as it takes.
         rounding_rate: learning rate of the rounding variables.
         scale_rate: learning rate of the weight scales, relative to each; 0: they stay.
         bias_rate: learning rate of the biases, relative to the rounding error; 0: they stay.
@@ -176,11 +176,12 @@ class Reconstruction:
         if self.batch_places:
             most = min(most, max(-(-self.batch_places // places), _FEWEST))
         if self.batch_macs and macs:
-            most = min(most, max(int(min(self.batch_macs / macs, most)), _FEWEST))
+            most = min(most, max(int(min(self.batch_macs / macs, most)), _FEWEST_LARGE))
         return most
 
 
 _FEWEST = 4  # samples a step
+_FEWEST_LARGE = 1  # of blocks that take long: an MLP of ViT-B, with 394 tokens a step
 _BOUNDS = {
     **dict.fromkeys(("trials", "batch_size"), (1, math.inf)),
     **dict.fromkeys(

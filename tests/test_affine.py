@@ -83,6 +83,16 @@ def test_range_search_beats_the_full_range(bits: int) -> None:
     assert np.all(error < naive)
 
 
+@pytest.mark.parametrize("grid", ["signed", "affine", "half"])
+def test_what_rounding_misses_is_found_in_one_buffer(grid: str) -> None:
+    weight = _values(9, 4000).reshape(4, 1000) * np.float32(100)
+    quant = affine.weight_quant(weight, QType(4, grid), 0, np.zeros(4, np.float32))  # type: ignore[arg-type]
+    missed = np.empty_like(weight)
+    affine.missed(weight, quant, out=missed)
+    expected = affine.dequantize(affine.quantize(weight, quant), quant) - weight
+    np.testing.assert_array_equal(missed, expected)
+
+
 def test_half_grid_takes_odd_multiples_and_beats_the_signed_grid_at_two_bits() -> None:
     weight = _values(6, 4000).reshape(1, 4000)
     half, error = _quantized(weight, QType(2, "half"))

@@ -242,7 +242,7 @@ def test_what_mixed_precision_refuses(table: dict[str, object], message: str) ->
         (1 << 12, 1e6, 4),
         (1 << 11, 1e6, 8),
         (197, 5e8, 5),
-        (197, 1e10, 4),
+        (197, 1e10, 2),
         (64, 0, 16),
     ],
 )

@@ -6,7 +6,8 @@ Multiply-accumulates (MACs) count one sample. With O the output's elements per s
     ConvTranspose    I * (C_out / groups) * prod(kernel)      I: the input's elements per sample
     Gemm, MatMul     O * K                                    K: the summed dimension
 
-The batch dimension counts once, and so does a dimension that shape inference left unknown.
+The batch dimension counts once, of a multiple of it (windows, or tokens laid end to end) the
+factor, and once a dimension that shape inference left unknown.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from math import prod
 import onnx
 
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, attribute
+from onnxbrecq.graph.symbols import multiple
 
 WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
@@ -79,7 +81,9 @@ def _summed(node: onnx.NodeProto, shape: tuple[int, ...], *, first: bool) -> int
 
 def _per_sample(model: Model, tensor: str) -> int:
     """Elements of `tensor` for one sample."""
-    shape = model.shapes.get(tensor, ())
-    batch = next((model.shapes[name][0] for name in model.inputs if model.shapes.get(name)), None)
-    rest = shape[1:] if shape and shape[0] == batch else shape
-    return prod(1 if size is None else size for size in rest)
+    first = next((name for name in model.inputs if model.shapes.get(name)), None)
+    size, symbol = (model.shapes[first][0], model.symbols[first][0]) if first else (None, "")
+    dims = zip(model.shapes.get(tensor, ()), model.symbols.get(tensor, ()), strict=True)
+    counts = [(multiple(name, symbol) or 1) if known is None else known for known, name in dims]
+    batched = size is not None and counts[:1] == [size]
+    return int(prod(counts[1:] if batched else counts))

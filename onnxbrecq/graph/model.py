@@ -134,6 +134,14 @@ class Model:
         found.update({t.name: tuple(t.dims) for t in self.proto.graph.initializer})
         return found
 
+    @cached_property
+    def symbols(self) -> Mapping[str, tuple[str, ...]]:
+        """Tensor name → names of its dimensions, empty where they have none or are a number."""
+        return {
+            name: tuple(dim.dim_param for dim in value.type.tensor_type.shape.dim)
+            for name, value in self.value_infos.items()
+        }
+
     def elements(self, constant: str) -> int:
         """How many elements the constant has."""
         return prod(size or 0 for size in self.shapes[constant])

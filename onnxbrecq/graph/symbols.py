@@ -1,7 +1,7 @@
-"""Symbolic dimensions that are the same number get the same name.
+"""Symbolic dimensions that are the same number get the same name, which says what number.
 
 Where a Reshape has a -1, or two symbols meet in a broadcast, shape inference invents a symbol. Here
-each symbol is followed as a multiple of one of the inputs':
+each symbol is followed as a multiple of one of the inputs', and named so, as `9*N`:
 
     Reshape   keeps the number of elements:     [N, 21, 21, 96] -> [-1, 49, 96]             9 N
                                                 [9 N, 49, 96]   -> [-1, 3, 3, 7, 7, 96]     N again
@@ -11,9 +11,10 @@ each symbol is followed as a multiple of one of the inputs':
     Resize    keeps the dimensions of scale 1:  [N, 8, 4, 4] by 1, 1, 2, 2 -> [?, 8, 8, 8]  N
     Concat    keeps all dimensions but one:     [N, 1, 96] and [N, 49, 96] -> [?, 50, 96]   N
 
-Attention within windows would lose the batch otherwise.
+Attention within windows would lose the batch otherwise, and count as the work of one window.
 """
 
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from math import prod
@@ -26,8 +27,16 @@ from onnxbrecq.graph.model import attribute
 _Multiple = tuple[str, Fraction]  # of a symbol of the graph's inputs
 _Number = int | _Multiple | None  # None: unknown
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min", "MatMul"})
+_TIMES, _COUNT = "*", re.compile(r"\d+(/[1-9]\d*)?")
 _MATRIX = 2
 _LARGEST = 64  # elements of a tensor that may be a list of dimensions
+
+
+def multiple(dim: str, symbol: str) -> Fraction | None:
+    """How many times `symbol` the dimension is, by its name; None: it is none that is known."""
+    count, _, of = dim.rpartition(_TIMES)
+    known = dim and of == symbol and (not count or _COUNT.fullmatch(count))
+    return Fraction(count or 1) if known else None
 
 
 def edit_symbols(graph: onnx.GraphProto) -> None:
@@ -56,10 +65,13 @@ class _Found:
         self._tensors = {t.name: t for t in graph.initializer if prod(t.dims) <= _LARGEST}
 
     def renamed(self) -> Mapping[str, str]:
-        """Each symbol's name: that of the first with the same multiple."""
+        """Each symbol's name; where an input's is the same by chance, that of the first alike."""
         names: dict[_Multiple, str] = {}
-        for symbol, multiple in self._multiples.items():
-            names.setdefault(multiple, symbol)
+        given = {symbol for symbol, (of, _) in self._multiples.items() if symbol == of}
+        for symbol, (of, count) in self._multiples.items():
+            name = of if count == 1 else f"{count}{_TIMES}{of}"
+            alone = symbol in given or name not in given or count == 1
+            names.setdefault((of, count), name if alone else symbol)
         return {symbol: names[multiple] for symbol, multiple in self._multiples.items()}
 
     def see(self, node: onnx.NodeProto) -> None:

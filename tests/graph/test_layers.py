@@ -47,6 +47,17 @@ def zeros(*shape: int) -> str:
             WeightLayer("a", "MatMul", "w", 7 * 15, 15),
         ),
         (
+            f"""g (float[N, 7, 5] x) => (float["7*N", 3] y)
+            <float[5, 3] w = {zeros(5, 3)}, int64[2] s = {{-1, 5}}>
+            {{ rows = Reshape (x, s) [a] y = MatMul (rows, w) }}""",
+            WeightLayer("a", "MatMul", "w", 7 * 15, 15),
+        ),
+        (
+            f"""g (float[3, 5] x) => (float[3] y) <float[5] w = {zeros(5)}>
+            {{ [a] y = MatMul (x, w) }}""",
+            WeightLayer("a", "MatMul", "w", 5, 5),
+        ),
+        (
             f"""g (float[5, 3] x) => (float[2, 3] y) <float[2, 5] w = {zeros(2, 5)}>
             {{ [a] y = MatMul (w, x) }}""",
             WeightLayer("a", "MatMul", "w", 30, 10),
@@ -57,8 +68,11 @@ def zeros(*shape: int) -> str:
             WeightLayer("a", "MatMul", "w", 35, 5),
         ),
     ],
-    ids=["grouped-conv", "conv-transpose", "gemm", "tokens", "constant-first", "vector"],
-)
+    ids=[
+        "grouped-conv", "conv-transpose", "gemm", "tokens", "tokens-end-to-end", "one-value",
+        "constant-first", "vector",
+    ],
+)  # fmt: skip
 def test_multiply_accumulates_of_one_sample(text: str, layer: WeightLayer) -> None:
     assert weight_layers(model(text)) == (layer,)
 

@@ -62,6 +62,7 @@ class Children:
         seconds: float = 60,
         ended_by: int = signal.SIGKILL,
         limits: Mapping[int, int] | None = None,
+        cgroup: Path | None = None,
     ) -> Ended:
         """Runs the command line with `arguments` in `folder`.
 
@@ -71,12 +72,14 @@ class Children:
             seconds: after so many it gets the signal `ended_by`.
             ended_by: the number of the signal.
             limits: resource (RLIMIT_...) → what is allowed, beside those of every child.
+            cgroup: the folder of a control group that it runs in.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         request = {"arguments": [str(a) for a in arguments], "folder": str(folder),
                    "seconds": seconds, "ended_by": int(ended_by),
-                   "limits": list((limits or {}).items())}  # fmt: skip
+                   "limits": list((limits or {}).items()),
+                   "cgroup": str(cgroup or "")}  # fmt: skip
         print(json.dumps(request), file=self._server.stdin, flush=True)
         return Ended(**json.loads(self._server.stdout.readline()))
 
@@ -108,19 +111,20 @@ def _import_all() -> None:
     _ = onnxbrecq.quantize, guard, progress, render
 
 
-def _answer(
+def _answer(  # noqa: PLR0917 -- called with what a request holds, by name
     arguments: Sequence[str],
     folder: str,
     seconds: float,
     ended_by: int,
     limits: Sequence[tuple[int, int]],
+    cgroup: str,
 ) -> dict[str, object]:
     read, write = os.pipe()
     started = time.monotonic()
     child = os.fork()
     if not child:
         os.close(read)
-        _become(arguments, folder, write, limits)
+        _become(arguments, folder, write, limits, cgroup)
     os.close(write)
     timed_out = False
     with _signalled_after(child, seconds, ended_by) as signalled, os.fdopen(read, "rb") as pipe:
@@ -154,7 +158,11 @@ def _signalled_after(child: int, seconds: float, number: int) -> Iterator[list[i
 
 
 def _become(
-    arguments: Sequence[str], folder: str, err: int, limits: Sequence[tuple[int, int]]
+    arguments: Sequence[str],
+    folder: str,
+    err: int,
+    limits: Sequence[tuple[int, int]],
+    cgroup: str,
 ) -> None:
     """Makes this process a run of the command line; does not return."""
     # As in a terminal: what a shell starts in the background ignores it.
@@ -164,6 +172,8 @@ def _become(
         os.dup2(target, stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
     os.chdir(folder)
+    if cgroup:
+        (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
     virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (virtual + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

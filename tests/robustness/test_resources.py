@@ -96,6 +96,40 @@ def test_a_memory_limit_is_told(place: Path, children: Children, mebibytes: int)
     assert children.run(*_COMMAND, "--force", folder=place).status == 0
 
 
+@contextlib.contextmanager
+def _control_group(limit: int) -> Iterator[Path]:
+    """A control group of so many bytes of memory; skips where there can be none."""
+    root = Path("/sys/fs/cgroup")
+    version_1 = root / "memory" / "memory.limit_in_bytes"
+    parent, bound = (
+        (version_1.parent, version_1.name) if version_1.exists() else (root, "memory.max")
+    )
+    group = parent / f"onnxbrecq-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"a control group cannot be made: {error}")
+    try:
+        try:
+            (group / bound).write_text(str(limit))
+        except OSError as error:
+            pytest.skip(f"its memory cannot be bounded: {error}")
+        yield group
+    finally:
+        group.rmdir()
+
+
+def test_a_control_group_without_memory_is_told_and_nothing_is_lost(
+    place: Path, children: Children
+) -> None:
+    """There allocation does not fail: the system kills, as it does to containers."""
+    with _control_group(24 << 20) as group:
+        _one_line(children.run(*_COMMAND, folder=place, cgroup=group), "want of memory")
+    assert not (place / "m.quant.onnx").exists()
+    assert children.run(*_COMMAND, folder=place).status == 0
+    assert listing(place) == {"m.onnx", "m.calib.npz", "m.quant.onnx"}
+
+
 def test_a_read_only_folder(place: Path, children: Children) -> None:
     """Root may write wherever permissions forbid it, but not on a read-only mount."""
     if os.geteuid():
