@@ -50,7 +50,8 @@ from onnxbrecq.state import State
 _FISHER_SAMPLES = 256
 _HELD = 8  # of this many samples one judges what was learned from the others
 _SLOWER = 3  # the rounding rate from one trial to the next
-_STEP_SAMPLES = 128  # on which activation steps are compared
+_STEP_SAMPLES = (16, 128)  # on which activation steps are compared: at least, at most; between,
+_STEP_MACS = 16e9  # so many multiply-accumulates: each comparison runs the block
 _STEP_FACTORS = ((0.92, 4), (1.08, 3))  # how much finer, coarser; how often at most
 _STEP_GAIN = 0.999  # of the error: less is chance
 
@@ -204,7 +205,8 @@ def _with_better_steps(task: Task, part: Part, plan: QuantPlan, data: BlockData)
     """
     together = task.model.batch or 1
     batches = len(data) // together
-    spread = np.linspace(0, batches - 1, min(batches, max(_STEP_SAMPLES // together, 1)))
+    wanted = np.clip(_STEP_MACS / max(part.macs, 1), *_STEP_SAMPLES)
+    spread = np.linspace(0, batches - 1, min(batches, max(int(wanted) // together, 1)))
     some = data.at(_rows(spread.astype(int), together))
     # Not rows of the targets: an output need not have one for each sample.
     some = dataclasses.replace(some, targets=run(task, part, None, some.float_inputs))

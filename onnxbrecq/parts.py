@@ -64,7 +64,8 @@ class Task:
 class Part:
     """A block as a model, and in torch (None, with the reason, for an island).
 
-    `alone`: it computes one sample at a time, not many at once.
+    `alone`: it computes one sample at a time, not many at once. `macs`: multiply-accumulates of a
+    sample in its weight layers.
     """
 
     block: Block
@@ -72,16 +73,19 @@ class Part:
     torch: TorchBlock | None
     reason: str | None
     alone: bool = False
+    macs: int = 0
 
 
 def import_part(task: Task, block: Block) -> Part:
     """The block in torch, if it can be, and if torch computes what onnxruntime does."""
-    model = extract(task.model, block)
+    model, inside = extract(task.model, block), frozenset(block.nodes)
+    macs = sum(layer.macs for layer in weight_layers(task.model) if layer.name in inside)
     try:
-        return Part(block, model, import_block(model), None)
+        return Part(block, model, import_block(model), None, macs=macs)
     except BridgeError as error:
         layers = any(name in task.points.points for name in block.weights)
-        return Part(block, model, None, f"island, not learned: {error}" if layers else None)
+        reason = f"island, not learned: {error}" if layers else None
+        return Part(block, model, None, reason, macs=macs)
 
 
 def checked(task: Task, part: Part, data: BlockData) -> Part:
@@ -198,7 +202,7 @@ def problem_of(task: Task, part: Part, plan: QuantPlan) -> Problem | None:
     heads = heads_of(part, task.points, plan)
     return Problem(
         part.torch, part.alone, plan, task.points, part.model.nodes, heads, constants,
-        sum(layer.macs for layer in weight_layers(part.model)),
+        part.macs,
         learning_device(task.recipe.device),
     )  # fmt: skip
 

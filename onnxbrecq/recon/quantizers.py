@@ -22,6 +22,7 @@ from onnxbrecq import affine
 from onnxbrecq.plan import TensorQuant
 
 _ZETA, _GAMMA = 1.1, -0.1  # stretch of the sigmoid, AdaRound eq. 23
+_LEAST = torch.finfo(torch.float32).tiny
 _PLACES = 1 << 16  # from which a mask may start
 
 
@@ -145,7 +146,8 @@ class _SoftWeight(torch.autograd.Function):
         slope = gradient * (scale * (ctx.step * (_ZETA - _GAMMA)))
         if ctx.pull is not None:
             beta, weight = ctx.pull
-            power = lean.abs().pow_(beta - 2)
+            # |u|^(beta - 2); torch's own pow takes twice as long.
+            power = lean.abs().clamp_(min=_LEAST).log2_().mul_(beta - 2).exp2_()
             slope.addcmul_(lean, power, value=-2 * (_ZETA - _GAMMA) * beta * weight)
         slope = torch.ops.aten.sigmoid_backward(slope, sigmoid)
         slope = torch.ops.aten.hardtanh_backward(slope, lean, -1, 1)
