@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "progress": (),
     "plan": ("errors",),
-    "recipe": ("errors",),
+    "recipe": ("errors", "recipe"),
     "affine": ("errors", "plan"),
     "output": ("errors",),
     "state": ("errors", "plan", "output", "data"),
