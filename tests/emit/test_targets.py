@@ -1,8 +1,10 @@
 """What each target forbids, and that what is written for it keeps to it."""
 
+import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -110,6 +112,39 @@ def test_onnxruntimes_targets_stand_for_themselves() -> None:
     for saturates in (False, True):
         target = target_for(None, saturates=saturates)
         assert run_here(target, saturates=not saturates) is target
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+@pytest.mark.parametrize("name", _OTHERS)
+def test_others_are_stored_as_this_processor_needs_it(name: str, saturates: bool) -> None:
+    """And take what they take: only how it is written is that of onnxruntime's target here."""
+    stored = {"storage", "unsigned", "opset", "narrowest", "moved", "alone", "packed_products"}
+    exact, here = (
+        target_for(None, saturates=saturates),
+        run_here(TARGETS[name], saturates=saturates),
+    )
+    assert exact.name == ("ort-cpu-avx2" if saturates else "ort-cpu")
+    assert not here.lowered
+    for field in dataclasses.fields(Target):
+        if field.name != "lowered":
+            source = exact if field.name in stored else TARGETS[name]
+            assert getattr(here, field.name) == getattr(source, field.name), field.name
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"weights": 4, "block_size": 16}, None),
+        ({"weights": 2, "block_size": 16}, "with weights = 2 target ort-cpu takes"),
+        ({"first_last": 2, "block_size": 16}, "with first_last = 2 target ort-cpu takes"),
+        ({"search": "exact", "block_size": 16}, "with offered = 2 target ort-cpu takes"),
+        ({"search": "exact", "offered": (4, 8), "block_size": 16}, None),
+    ],
+)
+def test_sizes_of_blocks_are_those_of_each_width(asked: dict[str, Any], told: str | None) -> None:
+    recipe = Recipe(activations=None, **asked)
+    with pytest.raises(RecipeError, match=told) if told else contextlib.nullcontext():
+        permit(TARGETS["ort-cpu"], recipe)
 
 
 def test_tensorrt_has_int8_and_zero_points_of_0_only(model: Model, data: Dataset) -> None:
