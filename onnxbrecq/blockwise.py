@@ -197,6 +197,12 @@ def _rows(batches: NDArray[np.intp], together: int) -> NDArray[np.intp]:
     return (batches[:, None] * together + np.arange(together)).reshape(-1)
 
 
+def _spread(batches: int, together: int, macs: int) -> NDArray[np.intp]:
+    """Which of the batches, of so many samples each, activation steps are compared on."""
+    samples = int(np.clip(_STEP_MACS / max(macs, 1), *_STEP_SAMPLES))
+    return np.linspace(0, batches - 1, min(batches, max(samples // together, 1))).astype(np.intp)
+
+
 def _with_better_steps(task: Task, part: Part, plan: QuantPlan, data: BlockData) -> QuantPlan:
     """The plan with activation steps that suit the block's output rather than their own tensor.
 
@@ -204,10 +210,7 @@ def _with_better_steps(task: Task, part: Part, plan: QuantPlan, data: BlockData)
     deployed block's error on some samples falls.
     """
     together = task.model.batch or 1
-    batches = len(data) // together
-    wanted = np.clip(_STEP_MACS / max(part.macs, 1), *_STEP_SAMPLES)
-    spread = np.linspace(0, batches - 1, min(batches, max(int(wanted) // together, 1)))
-    some = data.at(_rows(spread.astype(int), together))
+    some = data.at(_rows(_spread(len(data) // together, together, part.macs), together))
     # Not rows of the targets: an output need not have one for each sample.
     some = dataclasses.replace(some, targets=run(task, part, None, some.float_inputs))
     best = deployed_error(task, part, plan, some)

@@ -77,7 +77,7 @@ def recipe_markdown() -> str:
         "A recipe is a TOML file for `--recipe`; options of the command line win over it. "
         "`onnxbrecq recipe` prints one with all defaults.\n",
         "A key that is unknown, or has a value of the wrong type, is refused before any work. The "
-        "keys are those of frozen dataclasses (`onnxbrecq/recipe.py`), which check themselves: a "
+        "keys are those of frozen dataclasses (`onnxbrecq/recipe/`), which check themselves: a "
         "model of pydantic would say the same in as many lines, and take longer to import than "
         "`--help` may take.\n",
     ]

@@ -12,6 +12,7 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.targets import ORT_CPU
 from onnxbrecq.graph.blocks import partition
+from onnxbrecq.graph.layers import weight_layers
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
@@ -28,6 +29,38 @@ def _task(model: Model, data: Dataset, **options: object) -> tuple[Task, QuantPl
     points = find_points(model)
     task = Task(model, partition(model), points, data, recipe, ORT_CPU)
     return task, calibrate(model, points, data, recipe)
+
+
+@pytest.mark.parametrize(
+    ("batches", "together", "macs", "places"),
+    [
+        (1000, 1, 0, 128),
+        (1000, 1, 10**8, 128),
+        (1000, 1, 5 * 10**8, 32),
+        (1000, 1, 10**10, 16),
+        (30, 32, 10**8, 4),
+        (30, 256, 10**8, 1),
+        (10, 1, 10**8, 10),
+    ],
+)
+def test_steps_are_compared_on_fewer_samples_of_large_blocks(
+    batches: int, together: int, macs: int, places: int
+) -> None:
+    chosen = blockwise._spread(batches, together, macs)
+    assert len(set(chosen.tolist())) == places
+    assert chosen[0] == 0
+    assert places == 1 or chosen[-1] == batches - 1
+
+
+def test_a_part_knows_its_work(model: Model, data: Dataset) -> None:
+    task, _ = _task(model, data)
+    found = {block.name: parts.import_part(task, block).macs for block in task.blocks}
+    layers = {layer.name: layer.macs for layer in weight_layers(model)}
+    assert sum(found.values()) == sum(layers.values())
+    assert all(
+        found[block.name] == sum(layers.get(node, 0) for node in block.nodes)
+        for block in task.blocks
+    )
 
 
 def _assert_weights_kept(walked: Walk, task: Task, plan: QuantPlan) -> None:

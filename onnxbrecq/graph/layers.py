@@ -7,14 +7,17 @@ Multiply-accumulates (MACs) count one sample. With O the output's elements per s
     Gemm, MatMul     O * K                                    K: the summed dimension
 
 The batch dimension counts once, of a multiple of it (windows, or tokens laid end to end) the
-factor, and once a dimension that shape inference left unknown.
+factor, and once a dimension that shape inference left unknown. A fixed batch is told by where it
+leads.
 """
 
 from dataclasses import dataclass
-from math import prod
+from fractions import Fraction
+from math import ceil, prod
 
 import onnx
 
+from onnxbrecq.graph.batch import BATCH
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, attribute
 from onnxbrecq.graph.symbols import multiple
 
@@ -65,10 +68,11 @@ def _weight(model: Model, node: onnx.NodeProto) -> str | None:
 def _macs(model: Model, node: onnx.NodeProto, weight: str) -> int:
     shape = tuple(size or 0 for size in model.shapes[weight])
     if node.op_type == "Conv":
-        return _per_sample(model, node.output[0]) * prod(shape[1:])
+        return ceil(_per_sample(model, node.output[0]) * prod(shape[1:]))
     if node.op_type == "ConvTranspose":
-        return _per_sample(model, node.input[0]) * prod(shape[1:])
-    return _per_sample(model, node.output[0]) * _summed(node, shape, first=weight == node.input[0])
+        return ceil(_per_sample(model, node.input[0]) * prod(shape[1:]))
+    summed = _summed(node, shape, first=weight == node.input[0])
+    return ceil(_per_sample(model, node.output[0]) * summed)
 
 
 def _summed(node: onnx.NodeProto, shape: tuple[int, ...], *, first: bool) -> int:
@@ -79,11 +83,14 @@ def _summed(node: onnx.NodeProto, shape: tuple[int, ...], *, first: bool) -> int
     return shape[-1] if first != flipped else shape[-2]
 
 
-def _per_sample(model: Model, tensor: str) -> int:
-    """Elements of `tensor` for one sample."""
+def _per_sample(model: Model, tensor: str) -> Fraction:
+    """Elements of `tensor` for one sample; a fraction where a row holds several."""
     first = next((name for name in model.inputs if model.shapes.get(name)), None)
     size, symbol = (model.shapes[first][0], model.symbols[first][0]) if first else (None, "")
+    symbol = BATCH if model.batched else symbol
     dims = zip(model.shapes.get(tensor, ()), model.symbols.get(tensor, ()), strict=True)
-    counts = [(multiple(name, symbol) or 1) if known is None else known for known, name in dims]
-    batched = size is not None and counts[:1] == [size]
-    return int(prod(counts[1:] if batched else counts))
+    counts = [
+        Fraction((multiple(name, symbol) or 1) if known is None else known) for known, name in dims
+    ]
+    batched = bool(size and counts) and counts[0] % size == 0  # type: ignore[operator]
+    return prod(counts, start=Fraction(1, size if batched and size else 1))

@@ -137,10 +137,12 @@ class Model:
     @cached_property
     def symbols(self) -> Mapping[str, tuple[str, ...]]:
         """Tensor name → names of its dimensions, empty where they have none or are a number."""
-        return {
+        found = {
             name: tuple(dim.dim_param for dim in value.type.tensor_type.shape.dim)
             for name, value in self.value_infos.items()
         }
+        found.update({t.name: ("",) * len(t.dims) for t in self.proto.graph.initializer})
+        return found
 
     def elements(self, constant: str) -> int:
         """How many elements the constant has."""

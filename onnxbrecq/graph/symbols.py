@@ -67,11 +67,11 @@ class _Found:
     def renamed(self) -> Mapping[str, str]:
         """Each symbol's name; where an input's is the same by chance, that of the first alike."""
         names: dict[_Multiple, str] = {}
-        given = {symbol for symbol, (of, _) in self._multiples.items() if symbol == of}
+        derived = {symbol for symbol, (of, _) in self._multiples.items() if symbol != of}
+        given = {dim for dims in self._dims.values() for dim in dims} - derived
         for symbol, (of, count) in self._multiples.items():
             name = of if count == 1 else f"{count}{_TIMES}{of}"
-            alone = symbol in given or name not in given or count == 1
-            names.setdefault((of, count), name if alone else symbol)
+            names.setdefault((of, count), name if count == 1 or name not in given else symbol)
         return {symbol: names[multiple] for symbol, multiple in self._multiples.items()}
 
     def see(self, node: onnx.NodeProto) -> None:
@@ -87,6 +87,9 @@ class _Found:
             known = _broadcast([read[0], self._values(node.input[1])], len(made))
         elif node.op_type == "MatMul":
             known = _broadcast([r and r[:-_MATRIX] for r in read], len(made) - _MATRIX)
+            known += read[0][-_MATRIX:-1]
+        elif node.op_type == "Gemm":
+            known = [read[0][1 if attribute(node, "transA", 0) else 0]]
         elif node.op_type in _BROADCASTING:
             known = _broadcast(read, len(made))
         elif node.op_type == "Concat":

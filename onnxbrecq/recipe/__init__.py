@@ -1,4 +1,7 @@
-"""What the user asks for: the recipe, its parts, and how they are read from TOML."""
+"""What the user asks for: the recipe, its parts, and how they are read from TOML.
+
+The only place with defaults.
+"""
 
 from onnxbrecq.recipe.budget import Budget, Latency
 from onnxbrecq.recipe.preprocess import PRESETS, Preprocess

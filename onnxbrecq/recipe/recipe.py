@@ -1,4 +1,4 @@
-"""What the user asks for: validated once, here; the only place with defaults."""
+"""What the user asks for: validated once, when it is made."""
 
 import dataclasses
 import json

@@ -52,7 +52,8 @@ class Job:
 
     def columns(self) -> Row:
         """What tells the row from all others."""
-        return {"model": self.model, "setting": self.setting, "effort": self.effort}
+        names = ("model", "setting", "effort", "calibration")
+        return {name: getattr(self, name) for name in names}
 
     def recipe(self) -> onnxbrecq.Recipe:
         """What it is quantized with."""

@@ -4,6 +4,7 @@ import pytest
 
 from onnxbrecq.graph.layers import WeightLayer, weight_layers
 from onnxbrecq.graph.model import Model
+from onnxbrecq.graph.symbols import edit_symbols
 
 
 def model(text: str) -> Model:
@@ -11,6 +12,7 @@ def model(text: str) -> Model:
     proto = onnx.shape_inference.infer_shapes(
         onnx.parser.parse_model(f"{header} {text}"), strict_mode=True, data_prop=True
     )
+    edit_symbols(proto.graph)
     return Model(proto, (tuple(proto.graph.input), tuple(proto.graph.output)), batched=True)
 
 
@@ -53,6 +55,24 @@ def zeros(*shape: int) -> str:
             WeightLayer("a", "MatMul", "w", 7 * 15, 15),
         ),
         (
+            f"""g (float[N, 7, 5] x) => (float[tokens, 3] y)
+            <float[5, 3] w = {zeros(5, 3)}, int64[2] s = {{-1, 5}}>
+            {{ rows = Reshape (x, s) [a] y = MatMul (rows, w) }}""",
+            WeightLayer("a", "MatMul", "w", 7 * 15, 15),
+        ),
+        (
+            f"""g (float[N, 7, 5] x) => (float[tokens, 3] y)
+            <float[5, 3] w = {zeros(5, 3)}, int64[2] s = {{-1, 5}}>
+            {{ rows = Reshape (x, s) [a] y = Gemm (rows, w) }}""",
+            WeightLayer("a", "Gemm", "w", 7 * 15, 15),
+        ),
+        (
+            f"""g (float[N, 10] x) => (float[M, 3] y)
+            <float[40, 3] w = {zeros(40, 3)}, int64[2] s = {{-1, 40}}>
+            {{ rows = Reshape (x, s) [a] y = MatMul (rows, w) }}""",
+            WeightLayer("a", "MatMul", "w", 30, 120),
+        ),
+        (
             f"""g (float[3, 5] x) => (float[3] y) <float[5] w = {zeros(5)}>
             {{ [a] y = MatMul (x, w) }}""",
             WeightLayer("a", "MatMul", "w", 5, 5),
@@ -69,12 +89,34 @@ def zeros(*shape: int) -> str:
         ),
     ],
     ids=[
-        "grouped-conv", "conv-transpose", "gemm", "tokens", "tokens-end-to-end", "one-value",
-        "constant-first", "vector",
+        "grouped-conv", "conv-transpose", "gemm", "tokens", "tokens-end-to-end",
+        "named-by-the-file", "named-gemm", "several-a-row", "one-value", "constant-first",
+        "vector",
     ],
 )  # fmt: skip
 def test_multiply_accumulates_of_one_sample(text: str, layer: WeightLayer) -> None:
     assert weight_layers(model(text)) == (layer,)
+
+
+def test_a_fixed_batch_leads_a_multiple_of_itself() -> None:
+    text = f"""g (float[4, 6, 5] x) => (float[24, 3] y)
+    <float[5, 3] w = {zeros(5, 3)}, int64[2] s = {{-1, 5}}>
+    {{ rows = Reshape (x, s) [a] y = MatMul (rows, w) }}"""
+    assert [layer.macs for layer in weight_layers(model(text))] == [6 * 15]
+
+
+def test_a_layer_may_read_a_constant() -> None:
+    text = f"""g (float[N, 2] x) => (float[1, 1, 4, 4] y)
+    <float[1, 1, 2, 2] c = {zeros(1, 1, 2, 2)}, float[1, 1, 2, 2] w = {zeros(1, 1, 2, 2)}>
+    {{ [a] y = ConvTranspose <strides = [2, 2]> (c, w) }}"""
+    assert [layer.macs for layer in weight_layers(model(text))] == [4 * 4]
+
+
+def test_the_batch_is_that_of_any_input() -> None:
+    text = f"""g (float[S] m, float[N, 6, 5] x) => (float[tokens, 3] y)
+    <float[5, 3] w = {zeros(5, 3)}, int64[2] s = {{-1, 5}}>
+    {{ rows = Reshape (x, s) [a] y = MatMul (rows, w) }}"""
+    assert [layer.macs for layer in weight_layers(model(text))] == [6 * 15]
 
 
 def test_products_of_activations_are_no_weight_layers() -> None:

@@ -171,9 +171,6 @@ def _become(
     for stream, target in ((0, null), (1, null), (2, err)):
         os.dup2(target, stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
-    os.chdir(folder)
-    if cgroup:
-        (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
     virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (virtual + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -185,6 +182,9 @@ def _become(
     sys.argv = ["onnxbrecq", *arguments]
     status = 70
     try:
+        os.chdir(folder)
+        if cgroup:
+            (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
         status = main()
     except BaseException as error:
         traceback.print_exception(error)

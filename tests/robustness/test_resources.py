@@ -4,7 +4,9 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +106,9 @@ def _control_group(limit: int) -> Iterator[Path]:
     parent, bound = (
         (version_1.parent, version_1.name) if version_1.exists() else (root, "memory.max")
     )
+    swap, most = (
+        ("memory.memsw.limit_in_bytes", limit) if version_1.exists() else ("memory.swap.max", 0)
+    )
     group = parent / f"onnxbrecq-test-{os.getpid()}"
     try:
         group.mkdir()
@@ -112,11 +117,29 @@ def _control_group(limit: int) -> Iterator[Path]:
     try:
         try:
             (group / bound).write_text(str(limit))
+            if len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) > 1:
+                (group / swap).write_text(str(most))
         except OSError as error:
             pytest.skip(f"its memory cannot be bounded: {error}")
+        joined = subprocess.run(["sh", "-c", f"echo $$ > {group}/cgroup.procs"], check=False)
+        if joined.returncode:
+            pytest.skip("a control group cannot be joined")
         yield group
     finally:
-        group.rmdir()
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """What is killed leaves its group some moments later."""
+    for _ in range(100):
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            return
+        for pid in (group / "cgroup.procs").read_text(encoding="utf-8").split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.05)
+    group.rmdir()
 
 
 def test_a_control_group_without_memory_is_told_and_nothing_is_lost(
