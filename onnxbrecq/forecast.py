@@ -98,6 +98,7 @@ def forecast(
                 + _searched(block, points, recipe)
             )
             for block in blocks
+            if block.inputs  # what depends on no input is not learned
         ),
     )
 

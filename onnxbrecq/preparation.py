@@ -20,8 +20,9 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.data.sources import Reading
 from onnxbrecq.datafree import ORIGIN, made_data
 from onnxbrecq.emit.targets import Target, permit, run_here, target_for
+from onnxbrecq.errors import ModelError
 from onnxbrecq.forecast import forecast
-from onnxbrecq.graph.blocks import partition
+from onnxbrecq.graph.blocks import Block, partition
 from onnxbrecq.graph.fork import fork
 from onnxbrecq.graph.load import load
 from onnxbrecq.graph.model import Model
@@ -149,6 +150,7 @@ def prepared(
         samples, told, made = samples_of(data, original, recipe, reading)
         model = _forked(original, recipe)
     points, blocks = find_points(model), partition(model)
+    _refuse_constants(blocks)
     uniform = uniform_bits(points, recipe)
     with clock.stage("forecast"):
         movable = 0 if samples is data else samples.nbytes
@@ -171,6 +173,19 @@ def prepared(
         original, task, target, alike, calibration, digested, labelled, made,
         (*notes, *told, *more, *left),
     )  # fmt: skip
+
+
+def _refuse_constants(blocks: Sequence[Block]) -> None:
+    """Refuses what is computed of constants alone and was not folded, where it is read."""
+    made = {name: block for block in blocks if not block.inputs for name in block.outputs}
+    for block in blocks:
+        for name in block.inputs:
+            if name in made:
+                raise ModelError(
+                    f"node {made[name].nodes[-1]!r} computes {name!r} of constants alone, but it "
+                    f"is an output or too large to be folded, and {block.name!r} reads it: store "
+                    "it as a constant, or make it an input"
+                )
 
 
 def _forked(model: Model, recipe: Recipe) -> Model:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 import onnxbrecq
 from onnxbrecq import blockwise
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.parts import Part, Task
 from onnxbrecq.preparation import state_key
@@ -325,3 +327,31 @@ def test_a_saved_table_is_used(
     table.write_text("{}")
     with pytest.raises(onnxbrecq.DataError, match="cannot be read as a table"):
         onnxbrecq.quantize(path, data, recipe, sensitivity=table, force=True)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_what_is_computed_of_constants_and_is_an_output(tmp_path: Path, read: bool) -> None:
+    """It is not folded, for the graph gives it: nothing to learn, and refused where it is read."""
+    given = np.random.default_rng(0)
+    constants = [
+        numpy_helper.from_array(given.standard_normal(shape).astype(np.float32), name)
+        for name, shape in (("w", (4, 4, 2, 2)), ("c", (1, 4, 4, 4)), ("v", (4, 4, 1, 1)))
+    ]
+    nodes = [
+        helper.make_node("ConvTranspose", ["c", "w"], ["k"], "up", strides=[2, 2]),
+        helper.make_node("Add", ["x", "k" if read else "x"], ["t"], "sum"),
+        helper.make_node("Conv", ["t", "v"], ["y"], "conv"),
+    ]
+    x, y = (helper.make_tensor_value_info(n, 1, ["N", 4, 8, 8]) for n in "xy")
+    k = helper.make_tensor_value_info("k", 1, [1, 4, 8, 8])
+    graph = helper.make_graph(nodes, "g", [x], [y, k], constants)
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "m.onnx")
+    data = Dataset({"x": given.standard_normal((8, 4, 8, 8)).astype(np.float32)})
+    recipe, output = Recipe(effort="fast", threads=1), tmp_path / "q.onnx"
+    if read:
+        with pytest.raises(ModelError, match=r"node 'up' computes 'k' of constants alone.*'conv' reads"):
+            onnxbrecq.quantize(tmp_path / "m.onnx", data, recipe, output=output)
+    else:
+        assert onnxbrecq.quantize(tmp_path / "m.onnx", data, recipe, output=output).fidelity
+    assert output.exists() != read

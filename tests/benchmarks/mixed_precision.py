@@ -1,19 +1,22 @@
 """Mixed precision against uniform bits at the same size, and what its predictions are worth.
 
     python tests/benchmarks/mixed_precision.py --output DIR [--data ROOT] [--models NAME ...]
-        [--effort fast|balanced] [--calibration N] [--only KIND ...] [--plot FILE.svg]
+        [--effort fast|balanced] [--first-last BITS|free] [--calibration N] [--only KIND ...]
+        [--plot FILE.svg]
 
 Models are those of `subjects.py`. For each there are rows of these kinds:
 
 - *size*: uniform W3 and W4, and mixed precision within the size of each of the two files. A 3-bit
-  weight takes 4 bits in a file; *dense W3* is the size that 3 bits would have without that.
+  weight takes 4 bits in a file; *dense W3* is the size that 3 bits would have without that. Uniform
+  models have their first and last layer at 8 bits, mixed ones as --first-last says.
 - *sensitivity*: seconds of the table, and of CPU time.
 - *search*: 20 budgets by the exact and by the genetic search: predicted losses and seconds.
 - *ranking*: 20 allocations drawn at random, each quantized: Spearman's rank correlation of the
   noise at the output with the predicted loss, with interactions and without.
 - *front*: the predicted front, and five of its points quantized.
 
-OUTPUT/NAME.sensitivity.json is measured once and used by all rows. --plot draws the fronts.
+OUTPUT/NAME.sensitivity.json (NAME.free.sensitivity.json) is measured once and used by all rows.
+--plot draws the fronts.
 """
 
 import argparse
@@ -29,11 +32,11 @@ import rows
 import subjects
 from scipy.stats import spearmanr
 
-from onnxbrecq.bits import Allocation, Bits
+from onnxbrecq.bits import Allocation, Bits, uniform_bits
 from onnxbrecq.blockwise import walk
 from onnxbrecq.emission import emitted
 from onnxbrecq.graph.write import contents
-from onnxbrecq.mixed import Menu, Space, chosen, explored, menu_of
+from onnxbrecq.mixed import Space, chosen, explored, menu_of
 from onnxbrecq.preparation import Clock, Prepared, prepared
 from onnxbrecq.progress import silent
 from onnxbrecq.recipe import Recipe
@@ -59,6 +62,7 @@ class Settings:
     root: Path
     output: Path
     effort: str
+    first_last: int | None
     calibration: int
     evaluation: int
     threads: int
@@ -76,7 +80,8 @@ class Job:
     def columns(self) -> Row:
         """What tells the row from all others."""
         names = {"model": self.model, "kind": self.kind, "setting": self.setting}
-        return {**names, "effort": self.settings.effort, "calibration": self.settings.calibration}
+        keys = ("effort", "first_last", "calibration")
+        return {**names, **{key: getattr(self.settings, key) for key in keys}}
 
 
 def main() -> None:
@@ -85,14 +90,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[3] / "shared")
     parser.add_argument("--models", nargs="+", default=["residual", "inverted", "resnet20"])
     parser.add_argument("--effort", default="fast")
+    parser.add_argument("--first-last", default="8", choices=("2", "3", "4", "8", "free"))
     parser.add_argument("--calibration", type=int, default=512)
     parser.add_argument("--evaluation", type=int, default=500)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--plot", type=Path)
     given = rows.arguments(parser)
+    first_last = None if given.first_last == "free" else int(given.first_last)
     settings = Settings(
-        given.data, given.output, given.effort, given.calibration, given.evaluation, given.threads
-    )
+        given.data, given.output, given.effort, first_last, given.calibration, given.evaluation,
+        given.threads,
+    )  # fmt: skip
     given.output.mkdir(parents=True, exist_ok=True)
     jobs = [
         Job(model, kind, setting, settings)
@@ -127,7 +135,12 @@ def _ready(job: Job) -> Prepared:
     seen, judged = subjects.samples(
         job.model, settings.root, calibration=settings.calibration, evaluation=settings.evaluation
     )
-    recipe = Recipe(search="exact", effort=settings.effort, threads=settings.threads)  # type: ignore[arg-type]
+    recipe = Recipe(
+        search="exact",
+        effort=settings.effort,  # type: ignore[arg-type]
+        first_last=settings.first_last,
+        threads=settings.threads,
+    )
     return prepared(
         subjects.source(job.model, settings.root), recipe, data=seen, evaluation=judged,
         folder=settings.output / "work", clock=Clock(), progress=silent,
@@ -136,7 +149,7 @@ def _ready(job: Job) -> Prepared:
 
 def _space(job: Job, ready: Prepared) -> Space:
     """The space of choices; the table is measured where no row has done so yet."""
-    path = job.settings.output / f"{job.model}.sensitivity.json"
+    path = _table_of(job)
     table = Sensitivity.from_json(json.loads(path.read_bytes())) if path.exists() else None
     menu = menu_of(ready.task, ready.calibration, ready.target, ready.data_sha256)
     space = explored(menu, silent, table=table)
@@ -145,9 +158,14 @@ def _space(job: Job, ready: Prepared) -> Space:
     return space
 
 
+def _table_of(job: Job) -> Path:
+    free = ".free" if job.settings.first_last is None else ""
+    return job.settings.output / f"{job.model}{free}.sensitivity.json"
+
+
 def _timed(job: Job, ready: Prepared) -> Row:
     started = time.process_time()
-    (job.settings.output / f"{job.model}.sensitivity.json").unlink(missing_ok=True)
+    _table_of(job).unlink(missing_ok=True)
     table = _space(job, ready).table
     return {
         "layers": len(table.choices),
@@ -177,18 +195,15 @@ def _made(ready: Prepared, bits: Allocation) -> Row:
     }
 
 
-def _uniform(menu: Menu, width: int) -> dict[str, Bits]:
-    return {
-        **menu.fixed,
-        **{name: Bits(width, bits[-1].data) for name, bits in menu.choices.items()},
-    }
+def _uniform(ready: Prepared, width: int) -> dict[str, Bits]:
+    return uniform_bits(ready.task.points, Recipe(weights=width))
 
 
 def _size(job: Job, ready: Prepared, space: Space) -> Row:
     """A uniform model, or the best mixed one of its size."""
     if job.setting.startswith("W"):
-        return _made(ready, _uniform(space.menu, int(job.setting[1:])))
-    two, three, four = (space.menu.sizes.of(_uniform(space.menu, width)) for width in (2, 3, 4))
+        return _made(ready, _uniform(ready, int(job.setting[1:])))
+    two, three, four = (space.menu.sizes.of(_uniform(ready, width)) for width in (2, 3, 4))
     budget = {"size of W3": three, "size of W4": four}.get(job.setting, (two + four) / 2)
     found = chosen(space, [Limit(space.menu.size, budget)])
     row = _made(ready, space.menu.all_bits(found.bits))
@@ -256,7 +271,7 @@ def _front(job: Job, ready: Prepared, space: Space) -> Row:
         "uniform": [
             [row["bytes"], row["sqnr_db"], width]
             for width in (2, 3, 4, 8)
-            for row in [_made(ready, _uniform(space.menu, width))]
+            for row in [_made(ready, _uniform(ready, width))]
         ],
         "float_bytes": ready.original.source_bytes,
     }
@@ -264,9 +279,9 @@ def _front(job: Job, ready: Prepared, space: Space) -> Row:
 
 _FORMS = {
     "size": {
-        "model": "{}", "setting": "{}", "effort": "{}", "bytes": "{:,}", "used": "{:.4f}",
-        "sqnr_db": "{:.1f}", "predicted_db": "{:.1f}", "agreement": "{:.1f}", "drop": "{:.1f}",
-        "layers_of": "{}", "gap": "{:.1g}", "cpu_seconds": "{:.0f}",
+        "model": "{}", "setting": "{}", "effort": "{}", "first_last": "{}", "bytes": "{:,}",
+        "used": "{:.4f}", "sqnr_db": "{:.1f}", "predicted_db": "{:.1f}", "agreement": "{:.1f}",
+        "drop": "{:.1f}", "layers_of": "{}", "gap": "{:.1g}", "cpu_seconds": "{:.0f}",
     },
     "sensitivity": {
         "model": "{}", "layers": "{}", "samples": "{}", "seconds": "{:.0f}",
