@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,7 +239,7 @@ def chosen(space: Space, asked: Sequence[Limit]) -> Found:
     """The best allocation within the limits, whose very file keeps a limit of size.
 
     Layers of the same bits share constants that the sum over layers counts for each, so that it
-    may think an even allocation too large that is not: those are looked at by their files.
+    may think a uniform allocation too large that is not: those are looked at by their files.
 
     Raises:
         RecipeError: there is none; says what is the nearest that can be had.
@@ -255,11 +255,18 @@ def chosen(space: Space, asked: Sequence[Limit]) -> Found:
     return found
 
 
-def _even(problem: Problem) -> list[dict[str, int]]:
-    """The allocations in which all layers have the same bits, as places among their choices."""
-    choices = problem.choices.values()
-    shared = [bits for bits in next(iter(choices), ()) if all(bits in other for other in choices)]
-    return [{name: other.index(bits) for name, other in problem.choices.items()} for bits in shared]
+def _even(problem: Problem) -> Iterator[dict[str, int]]:
+    """The allocations of uniform models, as places among the choices of each layer.
+
+    All have the same bits; or all but the first and the last, which have the most they may.
+    """
+    choices = problem.choices
+    edges = {name: len(choices[name]) - 1 for name in [*choices][:1] + [*choices][-1:]}
+    for bits in next(iter(choices.values()), ()):
+        if all(bits in other for other in choices.values()):
+            even = {name: other.index(bits) for name, other in choices.items()}
+            yield even
+            yield {**even, **edges}
 
 
 def _is_size(limit: Limit) -> bool:

@@ -92,5 +92,5 @@ def _per_sample(model: Model, tensor: str) -> Fraction:
     counts = [
         Fraction((multiple(name, symbol) or 1) if known is None else known) for known, name in dims
     ]
-    batched = bool(size and counts) and counts[0] % size == 0  # type: ignore[operator]
-    return prod(counts, start=Fraction(1, size if batched and size else 1))
+    leads = bool(size and counts and counts[0] % size == 0)
+    return prod(counts, start=Fraction(1)) / (size if size and leads else 1)

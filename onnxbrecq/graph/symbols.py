@@ -26,7 +26,7 @@ from onnxbrecq.graph.model import attribute
 
 _Multiple = tuple[str, Fraction]  # of a symbol of the graph's inputs
 _Number = int | _Multiple | None  # None: unknown
-_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min", "MatMul"})
+_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min"})
 _TIMES, _COUNT = "*", re.compile(r"\d+(/[1-9]\d*)?")
 _MATRIX = 2
 _LARGEST = 64  # elements of a tensor that may be a list of dimensions
@@ -85,7 +85,7 @@ class _Found:
             known = _reshaped(read[0], made)
         elif node.op_type == "Expand":
             known = _broadcast([read[0], self._values(node.input[1])], len(made))
-        elif node.op_type == "MatMul":
+        elif node.op_type == "MatMul" and all(r and len(r) >= _MATRIX for r in read):
             known = _broadcast([r and r[:-_MATRIX] for r in read], len(made) - _MATRIX)
             known += read[0][-_MATRIX:-1]
         elif node.op_type == "Gemm":

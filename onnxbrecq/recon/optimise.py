@@ -35,7 +35,6 @@ from onnxbrecq.recon.quantizers import Dropping, LearnedBias, LearnedStep, Pull,
 from onnxbrecq.recon.resources import buffers_kept
 
 _SEEN = 64  # samples that tell the energy of each output
-_FEWEST = 4  # samples a step, where there are as many
 _WARM_UP = 0.2  # share of the steps without regularizer, as in the authors' code
 _LEAN = 0.9  # how near to its level a weight starts that was rounded with care
 _BETA = (20.0, 2.0)

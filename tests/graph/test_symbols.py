@@ -34,6 +34,14 @@ def test_a_name_that_an_input_has_is_not_given_to_another_number() -> None:
     assert found["w"][0] not in ("8*N", "N", "")
 
 
+def test_rows_are_those_of_the_first_factor_and_a_vector_has_none() -> None:
+    text = """g (float[N, T, 5] x, float[5] v, float[N, 5] a, float[5, 3] w)
+    => (float[rows, T] m, float[lines, 3] g) { m = MatMul (x, v) g = Gemm (a, w) }"""
+    found = symbols(text)
+    assert found["m"] == ["rows", "T"]
+    assert found["g"] == ["N", ""]
+
+
 @pytest.mark.parametrize(
     ("dim", "count"),
     [("N", 1), ("197*N", 197), ("1/4*N", 0.25), ("M", None), ("3*M", None), ("x*N", None),
