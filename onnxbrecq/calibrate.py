@@ -15,6 +15,7 @@ from onnxbrecq import affine
 from onnxbrecq.arising import first_nan, origin
 from onnxbrecq.bits import Allocation, uniform_bits
 from onnxbrecq.data.dataset import Dataset, Feed, whole
+from onnxbrecq.emit import saturation
 from onnxbrecq.emit.targets import PRODUCTS, target_for
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.extract import submodel
@@ -23,6 +24,7 @@ from onnxbrecq.graph.points import Layer, Points
 from onnxbrecq.plan import QType, QuantPlan, TensorQuant
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
+from onnxbrecq.runtime.doctor import saturation_free
 from onnxbrecq.runtime.session import Session
 
 TABLE_BITS = 8  # of a table that rows are looked up in, and of a layer that multiplies by it
@@ -44,9 +46,11 @@ class Calibration:
         """Of `values`: samples of each activation that owns a quantizer."""
         self._model, self._points, self._recipe = model, points, recipe
         self._values = values
-        self._target = target_for(
-            recipe.target, saturates=False
-        )  # for onnxruntime, saturating or not
+        saturates = not saturation_free()
+        self._target = target_for(recipe.target, saturates=saturates)
+        known = self._target.saturates
+        self._saturates = saturates if known is None else known
+        self._nodes = {node.name: node for node in model.nodes}
         tables = points.tables.values() if "Gather" in self._target.alone else ()
         self._tied = points.tied({table.weight for table in tables})
         self._known: dict[tuple[str, int, tuple[float, ...]], TensorQuant] = {}
@@ -94,7 +98,7 @@ class Calibration:
         key = layer.weight, width, tuple(scales)
         if key not in self._known:
             floors = [
-                _least_scale(self._model, other, data)
+                self._least_scale(other, width, data)
                 for other, data in zip(alike, reads, strict=True)
             ]
             integer = reads[alike.index(layer)] is not None
@@ -112,6 +116,20 @@ class Calibration:
         grid = target.weight_grid(width, layer.op, integer_data=integer)
         axis = layer.axis if layer.op in (*target.per_channel, *target.alone) else None
         return _weight_quant(self._model, layer, QType(width, grid), axis, least)
+
+    def _least_scale(self, layer: Layer, width: int, data: TensorQuant | None) -> Array:
+        """[C]: the weight scale below which something of a channel would overflow."""
+        weight = self._model.initializers[layer.weight]
+        least = np.zeros(weight.shape[layer.axis], np.float32)
+        if data is None:
+            return least
+        if layer.bias is not None:  # int32
+            bias = np.abs(np.asarray(self._model.initializers[layer.bias], np.float64)).reshape(-1)
+            least = (bias / (_BIAS_ROOM * float(data.scale))).astype(np.float32)
+        if self._saturates and width == 8:
+            node = self._nodes[layer.node]
+            least = np.maximum(least, saturation.least_scale(node, weight, data.qtype.levels - 1))
+        return least
 
     def _activation(self, head: str, width: int) -> TensorQuant:
         key = head, width, ()
@@ -209,15 +227,6 @@ def _weight_quant(
 
 def _float(model: Model, weight: str) -> Array:
     return np.asarray(model.initializers[weight], np.float32)
-
-
-def _least_scale(model: Model, layer: Layer, data: TensorQuant | None) -> Array:
-    """[C]: the weight scale below which the int32 bias of a channel would overflow."""
-    channels = model.initializers[layer.weight].shape[layer.axis]
-    if layer.bias is None or data is None:
-        return np.zeros(channels, np.float32)
-    bias = np.abs(np.asarray(model.initializers[layer.bias], np.float64)).reshape(-1)
-    return (bias / (_BIAS_ROOM * float(data.scale))).astype(np.float32)
 
 
 def activation_values(

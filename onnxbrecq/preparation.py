@@ -275,8 +275,8 @@ def _of_processor(recipe: Recipe, target: Target, *, saturates: bool) -> tuple[s
     """What a user should know of this processor."""
     known = "8-bit products saturate on this processor (no VNNI): "
     if saturates and recipe.target is None:
-        known += "8-bit weights are stored unsigned (target ort-cpu-avx2); "
-        return (f"{known}--target ort-cpu is faster where VNNI exists",)
+        known += "8-bit weights have scales at which they do not (target ort-cpu-avx2); "
+        return (f"{known}--target ort-cpu is slightly more accurate where VNNI exists",)
     if saturates and not target.unsigned:
         known += "accuracy is better where VNNI exists, "
         return (f"{known}and here with --target ort-cpu-avx2",)

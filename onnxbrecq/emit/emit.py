@@ -30,6 +30,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, version_converter
 
+from onnxbrecq import affine
+from onnxbrecq.emit import saturation
 from onnxbrecq.emit.lower import ir_version, lowered
 from onnxbrecq.emit.storage import (
     opset_needed,
@@ -166,6 +168,11 @@ class _Written:
     levels: dict[str, str] = field(default_factory=dict)  # tensor → its integers
 
     @cached_property
+    def nodes(self) -> dict[str, onnx.NodeProto]:
+        """By their names."""
+        return {node.name: node for node in self.model.nodes}
+
+    @cached_property
     def scales(self) -> Counter[bytes]:
         """How many weights have the same scale, as those do that layers share.
 
@@ -222,7 +229,12 @@ class _Written:
             node.attribute.extend(kept)
         else:
             node.input[1] = write_weight(
-                self.graph, weight, self.target, op=layer.op, integer_data=integer
+                self.graph,
+                weight,
+                self.target,
+                op=layer.op,
+                integer_data=integer,
+                unsigned=self._saturates(layer),
             )
         if layer.bias is not None:
             bias = self.plan.biases.get(layer.bias, self.model.initializers[layer.bias])
@@ -233,15 +245,25 @@ class _Written:
         tied, quant = table.tied, self.plan.tensors[table.weight]
         if tied is None or self.plan.tensors.get(tied.weight) is None:
             node.input[0] = write_weight(
-                self.graph, quant, self.target, op="Gather", integer_data=False
+                self.graph, quant, self.target, op="Gather", integer_data=False, unsigned=False
             )
             return
         weight = self.plan.tensors[tied.weight]
-        integer = tied.integer and tied.data in self.plan.tensors
-        made = write_shared(self.graph, weight, self.target, integer_data=integer)
+        made = write_shared(self.graph, weight, self.target, unsigned=self._saturates(tied))
         if weight.axis == 1:
             made = self.graph.node("Transpose", [made], self.graph.name("w"))
         node.input[0] = made
+
+    def _saturates(self, layer: Layer) -> bool:
+        """Whether kernels for signed weights would not compute the layer exactly."""
+        weight, data = self.plan.tensors[layer.weight], self.plan.tensors.get(layer.data)
+        if not (self.target.unsigned and layer.integer and data and weight.qtype.bits == 8):
+            return False
+        assert weight.levels is not None
+        sums = saturation.largest_sums(
+            self.nodes[layer.node], affine.integers(weight.levels, weight)
+        )
+        return bool(sums.max(initial=0) > saturation.largest_sum(data.qtype.levels - 1))
 
     def _pair(self, name: str, source: str, output: str, *, clip: bool) -> None:
         """QuantizeLinear, Clip on UINT8 where levels must be cut off, DequantizeLinear."""

@@ -4,7 +4,7 @@ The integers that kernels multiply are step * level - offset (`onnxbrecq.plan`).
 the smallest packed type, and turned into INT8 by nodes on constants only, which ONNX Runtime
 folds at load (measured on 1.32), so that QLinearConv and QGemm see an INT8 initializer:
 
-    signed, 8 bits        INT8; for targets whose kernels saturate UINT8 with zero point 128
+    signed, 8 bits        INT8; UINT8 with zero point 128 where that would saturate
     signed, 3 and 4 bits  INT4 -> Cast INT8
     signed, 2 bits        INT2 -> Cast INT8
     affine and half       UINT4 or UINT2 -> Cast INT32 [-> Mul 2] -> Sub offset -> Cast INT8
@@ -103,7 +103,13 @@ def write_packed(graph: GraphWriter, quant: TensorQuant, target: Target, *, turn
 
 
 def write_weight(
-    graph: GraphWriter, quant: TensorQuant, target: Target, *, op: str, integer_data: bool
+    graph: GraphWriter,
+    quant: TensorQuant,
+    target: Target,
+    *,
+    op: str,
+    integer_data: bool,
+    unsigned: bool,
 ) -> str:
     """Writes the stored weight and its decoding; returns the name of the dequantized weight.
 
@@ -113,11 +119,12 @@ def write_weight(
         target: the runtime.
         op: the layer's operator.
         integer_data: whether the layer's data is quantized as well.
+        unsigned: integers of 8 bits are stored as UINT8 with zero point 128.
     """
     alone = op not in (*PRODUCTS, "Conv")  # of what computes in floats whatever it reads
     if integer_data or (target.storage != "decoded" and not alone):
         axis = {} if quant.axis is None else {"axis": quant.axis}
-        if target.unsigned and quant.qtype.bits == 8:
+        if unsigned:
             inputs = [_uint8(graph, quant), graph.constant("s", quant.scale)]
             inputs.append(graph.constant("z", np.full(quant.scale.shape, 128, np.uint8)))
             return graph.node("DequantizeLinear", inputs, graph.name("w"), **axis)
@@ -134,12 +141,10 @@ def write_weight(
     return graph.node("Mul", [codes, _along(graph, "s", quant.scale, quant)], graph.name("w"))
 
 
-def write_shared(
-    graph: GraphWriter, quant: TensorQuant, target: Target, *, integer_data: bool
-) -> str:
+def write_shared(graph: GraphWriter, quant: TensorQuant, target: Target, *, unsigned: bool) -> str:
     """Decodes once more, to floats, the bytes that `write_weight` stores for a layer."""
-    if not (integer_data and target.unsigned and quant.qtype.bits == 8):
-        return write_weight(graph, quant, target, op="Gather", integer_data=False)
+    if not unsigned:
+        return write_weight(graph, quant, target, op="Gather", integer_data=False, unsigned=False)
     codes = graph.node("Cast", [_uint8(graph, quant)], graph.name("w"), to=TensorProto.FLOAT)
     middle = graph.shared("f128", np.asarray(128, np.float32))
     codes = graph.node("Sub", [codes, middle], graph.name("w"))

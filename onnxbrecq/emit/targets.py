@@ -32,7 +32,10 @@ class Target:
             by nodes whatever the storage.
         storage: of weights below 8 bits. Decoded: packed, and turned into INT8 by nodes that the
             runtime folds at load; plain: packed, read by DequantizeLinear; int8: one in a byte.
-        unsigned: weights of 8 bits are stored as UINT8 with zero point 128.
+        saturates: its kernels for signed 8-bit weights lose sums beyond 16 bits, which calibration
+            avoids (`onnxbrecq.emit.saturation`); None: where they do so on the processor at hand.
+        unsigned: weights of 8 bits that could saturate all the same are stored as UINT8 with zero
+            point 128.
         opset: the newest default-domain version the target reads.
         narrowest: bits of the smallest packed type it reads.
         moved: operators that only move values and are written on the integers, in front of the
@@ -52,6 +55,7 @@ class Target:
     activation_grids: tuple[Grid, ...]
     per_channel: tuple[str, ...]
     storage: Storage
+    saturates: bool | None
     unsigned: bool
     opset: int
     narrowest: int = 2
@@ -98,6 +102,7 @@ ORT_CPU = Target(
     activation_grids=("affine", "signed"),
     per_channel=_LAYERS,
     storage="decoded",
+    saturates=False,
     unsigned=False,
     opset=28,
     moved=("DepthToSpace", "Pad", "SpaceToDepth"),
@@ -108,7 +113,7 @@ ORT_CPU = Target(
 
 # Without VNNI, x86 kernels for signed weights add two products in 16 bits, where 2 * 255 * 127 does
 # not fit: MobileNetV2 at 8 bits falls from 22 dB to 8 dB. Those for unsigned weights are exact, and
-# take 1.12 to 1.17 of the time of a network (1.32, AVX2); weights below 8 bits cannot saturate.
+# take 1.4 times as long (MobileNetV2, 1.32, AVX2); weights below 8 bits cannot saturate.
 ORT_CPU_AVX2 = Target(
     "ort-cpu-avx2",
     computes=ORT_CPU.computes,
@@ -118,6 +123,7 @@ ORT_CPU_AVX2 = Target(
     activation_grids=ORT_CPU.activation_grids,
     per_channel=_LAYERS,
     storage="decoded",
+    saturates=True,
     unsigned=True,
     opset=28,
     moved=ORT_CPU.moved,
@@ -143,6 +149,7 @@ OPENVINO = Target(
     activation_grids=("affine", "signed"),
     per_channel=_LAYERS,
     storage="decoded",
+    saturates=None,
     unsigned=False,
     opset=25,
     narrowest=4,
@@ -161,6 +168,7 @@ TENSORRT = Target(
     activation_grids=("signed",),
     per_channel=_LAYERS,
     storage="int8",
+    saturates=False,
     unsigned=False,
     opset=25,
 )
@@ -178,12 +186,14 @@ QNN = Target(
     activation_grids=("affine",),
     per_channel=("Conv",),
     storage="plain",
+    saturates=False,
     unsigned=False,
     opset=25,
 )
 
 # What every runtime since 2021 reads: opset 13 is the first whose DequantizeLinear has an axis
-# (onnx, Changelog.md), and INT8 and UINT8 are the types of its QuantizeLinear.
+# (onnx, Changelog.md), and INT8 and UINT8 are the types of its QuantizeLinear. It is exact wherever
+# it runs.
 PORTABLE = Target(
     "portable",
     computes="QuantizeLinear of opset 13 knows 8 bits only",
@@ -193,6 +203,7 @@ PORTABLE = Target(
     activation_grids=("affine", "signed"),
     per_channel=_LAYERS,
     storage="int8",
+    saturates=True,
     unsigned=False,
     opset=25,
     alone=_ALONE,

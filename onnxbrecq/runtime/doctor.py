@@ -197,7 +197,7 @@ def _capability_problems(capabilities: dict[str, bool], max_opset: int) -> list[
         problems.append(
             Problem(
                 "8-bit weights times 8-bit activations saturate on this processor (no VNNI)",
-                "quantize with --target ort-cpu-avx2 (the default here): unsigned 8-bit weights",
+                "quantize with --target ort-cpu-avx2 (the default here): weights that do not",
             )
         )
     for bits, opset in ((4, 21), (2, 25)):

@@ -26,7 +26,7 @@ def _emitted(
     model: Model, data: Dataset, weights: int, activations: int, target: Target = ORT_CPU_AVX2
 ) -> onnx.ModelProto:
     forked = fork(model, activations)
-    recipe = Recipe(weights=weights, activations=activations)
+    recipe = Recipe(weights=weights, activations=activations, target=target.name)
     return emit(forked, calibrate(forked, find_points(forked), data, recipe), target)
 
 
@@ -81,10 +81,10 @@ def test_saturating_products_show_where_they_are(model: Model, data: Dataset) ->
     proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     ones = Dataset({"x": np.ones((8, 4, 4, 4), np.float32)})
     net = from_proto(proto)
-    unsigned = node_parity(_emitted(net, ones, 8, 8), ones, 8, threads=1)
-    assert unsigned.max_steps <= 1
-    signed = node_parity(_emitted(net, ones, 8, 8, ORT_CPU), ones, 8, threads=1)
-    assert (signed.beyond_one_step == ()) is saturation_free()
+    avoided = node_parity(_emitted(net, ones, 8, 8), ones, 8, threads=1)
+    assert avoided.max_steps <= 1
+    lost = node_parity(_emitted(net, ones, 8, 8, ORT_CPU), ones, 8, threads=1)
+    assert (lost.beyond_one_step == ()) is saturation_free()
 
 
 def test_float_operators_are_counted(data: Dataset) -> None:
