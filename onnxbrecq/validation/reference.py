@@ -50,9 +50,17 @@ class Expected:
     moved: bool = False
 
     def steps(self, found: Array) -> Real:
-        """How many steps each element of `found` is off."""
-        off = np.abs(found.astype(np.float64) - self.value.astype(np.float64)) / self.step
-        return np.rint(off)
+        """How many steps each element of `found` is off; beyond its type is as far as it goes."""
+        held, wanted = found.astype(np.float64), self.value.astype(np.float64)
+        if found.dtype.kind == "f":
+            top = float(np.finfo(found.dtype).max)
+            held, wanted = _within(held, top), _within(wanted, top)
+        return np.rint(np.abs(held - wanted) / self.step)
+
+
+def _within(values: Real, top: float) -> Real:
+    """The values with what is larger than `top`, or is no number, at `top`."""
+    return np.clip(np.nan_to_num(values, nan=top, posinf=top, neginf=-top), -top, top)
 
 
 def expected(node: onnx.NodeProto, values: Values) -> Expected | None:

@@ -251,3 +251,24 @@ def test_float_operators_are_not_computed() -> None:
     assert expected(node, values) is None
     node, values = _node("Softmax", {"x": np.ones((1, 3), np.float32)})
     assert expected(node, values) is None
+
+
+def test_what_float32_cannot_hold_is_no_difference() -> None:
+    """Products beyond 3.4e38: a kernel makes infinity of them, exact arithmetic a larger number."""
+    node, values = _node(
+        "MatMulIntegerToFloat",
+        {
+            "a": np.array([[200, 100]], np.uint8),
+            "b": np.array([[127, -127, 1], [127, -127, 0]], np.int8),
+            "a_scale": np.float32(1),
+            "b_scale": np.float32(1e35),
+            "a_zero_point": np.uint8(0),
+        },
+        _DOMAIN,
+    )
+    wanted = expected(node, values)
+    assert wanted is not None
+    found = np.array([[np.inf, -np.inf, 2e37]], np.float32)
+    assert wanted.steps(found).tolist() == [[0.0, 0.0, 0.0]]
+    assert np.isfinite(wanted.steps(np.full((1, 3), np.nan, np.float32))).all()
+    assert (wanted.steps(-found) > 1).all()
