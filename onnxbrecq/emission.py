@@ -127,9 +127,8 @@ def written(
     destination: Path,
     *,
     threads: int | None = None,
-    beside: Mapping[Path, bytes] | None = None,
 ) -> list[Path]:
-    """The files of the model, once they are there: all or none, and those `beside` with them.
+    """The files of a model that opens, once they are there: all or none.
 
     Raises:
         EmissionError: onnx's checker complains of the model.
@@ -140,6 +139,17 @@ def written(
     if said is not None:
         raise EmissionError(f"the emitted model is not valid ONNX: {said}")
     Session(proto, threads=threads)
+    return published(proto, destination)
+
+
+def published(
+    proto: onnx.ModelProto, destination: Path, beside: Mapping[Path, bytes] | None = None
+) -> list[Path]:
+    """The files of the model, once they are there: all or none, and those `beside` with them.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
     parts = contents(proto, destination.name)
     files = {destination.with_name(name): part for name, part in parts.items()}
     others = {path: [content] for path, content in (beside or {}).items()}

@@ -5,6 +5,7 @@
     DIR/block-0003-1f...plan   the decisions of block 3 (`onnxbrecq.plan`), at certain bits
     DIR/block-0003-1f...json   what happened in it; written last, it vouches for the plan
     DIR/table-0003.json        what the block loses at other bits (mixed precision), with its hash
+    DIR/draft.onnx             the model, until it is validated: only then it gets its name
 
 A block that another run decided, or that was damaged since, is not taken: it is learned anew.
 Every file appears whole or not at all: whenever a run is killed, it loses at most the block at
@@ -29,7 +30,7 @@ from onnxbrecq.errors import OutputError, PlanError
 from onnxbrecq.output import write_atomically
 from onnxbrecq.plan import QuantPlan
 
-_KEY, _LOCK = "key.json", "lock"
+_KEY, _LOCK, _DRAFT = "key.json", "lock", "draft.onnx"
 
 Facts = dict[str, Any]
 
@@ -40,6 +41,11 @@ class State:
 
     folder: Path
     run: str
+
+    @property
+    def draft(self) -> Path:
+        """Where the model is, with its external data beside it, until it is validated."""
+        return self.folder / _DRAFT
 
     def recall(self, block: str) -> tuple[QuantPlan, Facts] | None:
         """What the block decided and its facts; None if it is not finished, or was damaged."""
@@ -100,7 +106,7 @@ class State:
         return self.folder / f"block-{block}.{kind}"
 
     def _files(self) -> list[Path]:
-        kinds = ("block-*.plan", "block-*.json", "table-*.json")
+        kinds = ("block-*.plan", "block-*.json", "table-*.json", f"{_DRAFT}*")
         found = [path for kind in kinds for path in self.folder.glob(kind)]
         return [*found, *self.folder.glob(".onnxbrecq-*.tmp"), self.folder / _KEY]
 

@@ -14,9 +14,11 @@ from onnx import helper, numpy_helper
 import onnxbrecq
 from onnxbrecq import blockwise
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.emit.saturation import largest_sums
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.parts import Part, Task
+from onnxbrecq.pipeline import quantize as pipeline
 from onnxbrecq.preparation import state_key
 from onnxbrecq.recipe import Budget, Recipe, Reconstruction
 from onnxbrecq.runtime.session import Session
@@ -152,14 +154,37 @@ def test_the_default_target_follows_the_processor(
 ) -> None:
     monkeypatch.setattr("onnxbrecq.preparation.saturation_free", lambda: exact)
     result = onnxbrecq.quantize(path, data, _RECIPE)
-    constants = onnx.load(result.output.path).graph.initializer
-    kinds = {
-        tensor.data_type for tensor in constants if len(tensor.dims) == 4 and tensor.dims[2] > 1
-    }
-    assert kinds & {onnx.TensorProto.INT8, onnx.TensorProto.UINT8} == {
-        onnx.TensorProto.INT8 if exact else onnx.TensorProto.UINT8
-    }
+    convolution = helper.make_node("Conv", ["x", "w"], ["y"])
+    sums = [
+        largest_sums(convolution, numpy_helper.to_array(tensor)).max()
+        for tensor in onnx.load(result.output.path).graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
+    ]
+    assert sums
+    assert (max(sums) <= 128) is not exact
     assert any("ort-cpu-avx2" in note for note in result.notes) != exact
+
+
+def test_a_model_that_fails_its_validation_gets_no_name(
+    path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(quantized: Path, *_: object, **__: object) -> None:
+        assert onnx.load(quantized).graph.node
+        raise ModelError("it is not what it should be")
+
+    output, plan = path.with_name("residual.quant.onnx"), path.with_name("residual.plan")
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "validate_files", refuse)
+        with pytest.raises(ModelError, match="it is not what it should be"):
+            onnxbrecq.quantize(path, data, _RECIPE, plan=plan)
+    assert not output.exists()
+    assert not plan.exists()
+    work = output.with_name(f"{output.name}.work")
+    assert any(work.glob("block-*.plan"))  # nothing that was learned is lost
+    onnxbrecq.quantize(path, data, _RECIPE, plan=plan)
+    assert output.exists()
+    assert plan.exists()
+    assert not work.exists()
 
 
 def _budget(text: str) -> tuple[Budget, ...]:

@@ -29,6 +29,8 @@ def check_tensors(proto: onnx.ModelProto, constants: Constants, where: str) -> N
     Raises:
         ModelError: names the tensor.
     """
+    texts = (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
+    _check_text((*texts, *(known.domain for known in proto.opset_import)), where)
     for graph in graphs(proto.graph):
         _check_texts(graph, where)
         for value in (*graph.input, *graph.output, *graph.value_info):
@@ -58,13 +60,18 @@ def item_bits(tensor: TensorProto, where: str) -> int:
 
 
 def check_size(tensor: TensorProto, where: str) -> None:
-    """Refuses a tensor that holds more or less than it declares.
+    """Refuses a tensor that holds more or less than it declares, or a part only.
 
     Raises:
         ModelError: names it.
     """
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"{where}: tensor {tensor.name!r} has a negative dimension")
+    if tensor.HasField("segment"):
+        raise ModelError(
+            f"{where}: tensor {tensor.name!r} is a segment of a larger one, and its other segments "
+            "are nowhere; export the model again"
+        )
     count, bits = math.prod(tensor.dims), item_bits(tensor, where)
     field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
     if tensor.HasField("raw_data"):
@@ -104,6 +111,7 @@ def _is_known(kind: int) -> bool:
 
 def _check_texts(graph: onnx.GraphProto, where: str) -> None:
     """Refuses names that are no text: protobuf hands them out as bytes."""
+    _check_text([graph.name], where)
     for node in graph.node:
         texts = (node.name, node.op_type, node.domain, *node.input, *node.output)
         _check_text((*texts, *(item.name for item in node.attribute)), where)
@@ -117,6 +125,6 @@ def _check_text(texts: Iterable[str | bytes], where: str) -> None:
     for text in texts:
         if isinstance(text, bytes):
             raise ModelError(
-                f"{where}: the name {text!r} is not UTF-8; the file is damaged: copy or export it "
+                f"{where}: the text {text!r} is not UTF-8; the file is damaged: copy or export it "
                 "again"
             )

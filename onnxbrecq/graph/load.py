@@ -20,7 +20,7 @@ from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.batch import edit_batch
 from onnxbrecq.graph.check import check
 from onnxbrecq.graph.check_layers import check_layers, check_unquantized
-from onnxbrecq.graph.check_tensors import item_bits
+from onnxbrecq.graph.check_tensors import check_tensors, item_bits
 from onnxbrecq.graph.constants import Constants, edit_together
 from onnxbrecq.graph.model import Model, tensors
 from onnxbrecq.graph.normalise import normalise
@@ -110,12 +110,13 @@ def _batch_notes(model: Model) -> tuple[str, ...]:
 def read(path: Path) -> tuple[onnx.ModelProto, list[Path]]:
     """The model, and the files that hold it: its own, and those of external data.
 
-    It is not checked beyond being a model.
+    It is not checked beyond being a model whose tensors are what they say.
 
     Raises:
         ModelError: the file is missing, damaged, or refers to data outside its folder.
     """
     proto, constants, files = _read_apart(path)
+    check_tensors(proto, constants, str(path))
     edit_together(proto.graph, constants)
     return proto, files
 

@@ -50,11 +50,14 @@ def provenance(proto: onnx.ModelProto, where: str) -> Provenance | None:
     Raises:
         ModelError: the metadata are there in part, or are damaged.
     """
+    # What is not UTF-8 protobuf hands out as bytes.
     found = {p.key.removeprefix(_PREFIX): p.value for p in proto.metadata_props
-             if p.key.startswith(_PREFIX)}  # fmt: skip
+             if isinstance(p.key, str) and p.key.startswith(_PREFIX)}  # fmt: skip
     if not found:
         return None
     try:
+        if any(isinstance(value, bytes) for value in found.values()):
+            raise ValueError("not UTF-8")
         values: dict[str, Any] = {field.name: found[field.name] for field in fields(Provenance)}
         read = {key: dict(json.loads(values[key])) for key in ("recipe", "bits", "blocks")}
         read["bits"] = {name: (weight, data) for name, (weight, data) in read["bits"].items()}

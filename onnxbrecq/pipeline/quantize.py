@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from onnxbrecq.data.dataset import Dataset
-from onnxbrecq.emission import emitted, written
+from onnxbrecq.emission import emitted, published, written
 from onnxbrecq.errors import EmissionError, RecipeError
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.output import write_atomically
@@ -100,16 +100,16 @@ def quantize(
         with clock.stage("emit"):
             proto = emitted(best.model, best.plan, ready.target)
             _check_size(proto, best.search)
-            beside = {path: best.plan.as_bytes() for path in kept}
-            files = written(proto, destination, threads=ready.recipe.threads, beside=beside)
+            draft = written(proto, state.draft, threads=ready.recipe.threads)
+        with clock.stage("validate"):
+            validation = validate_files(
+                state.draft, ready.original, samples=ready.task.data, labelled=ready.labelled,
+                metric=scoring(), limits=Limits.of(ready.recipe, ready.original.source_bytes),
+                size_bytes=bytes_of(draft), target=ready.recipe.target,
+                threads=ready.recipe.threads, progress=progress,
+            )  # fmt: skip
+        files = published(proto, destination, {path: best.plan.as_bytes() for path in kept})
         state.discard()
-    with clock.stage("validate"):
-        validation = validate_files(
-            destination, ready.original, samples=ready.task.data, labelled=ready.labelled,
-            metric=scoring(), limits=Limits.of(ready.recipe, ready.original.source_bytes),
-            size_bytes=bytes_of(files), target=ready.recipe.target, threads=ready.recipe.threads,
-            progress=progress,
-        )  # fmt: skip
     result = result_of(
         ready.task.model, files, proto,
         blocks=best.blocks, validation=validation, recipe=ready.recipe, clock=clock,

@@ -6,7 +6,7 @@ from onnxbrecq.adoption import check_origin, recalibrated, repaired, taken_apart
 from onnxbrecq.blockwise import walk
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.data.sources import Reading
-from onnxbrecq.emission import written
+from onnxbrecq.emission import published, written
 from onnxbrecq.emit.targets import any_file
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
@@ -96,15 +96,16 @@ def repair(
             walked = walk(task, start, progress, state)
         with clock.stage("emit"):
             mended = repaired(broken, walked.plan)
-            outputs = written(mended, destination, threads=recipe.threads)
+            draft = written(mended, state.draft, threads=recipe.threads)
+        with clock.stage("validate"):
+            validation = validate_files(
+                state.draft, float_model, samples=samples, labelled=labelled,
+                metric=metric_for(labelled, None, None),
+                limits=Limits.of(recipe, float_model.source_bytes), size_bytes=bytes_of(draft),
+                threads=recipe.threads, progress=progress,
+            )  # fmt: skip
+        outputs = published(mended, destination)
         state.discard()
-    with clock.stage("validate"):
-        validation = validate_files(
-            destination, float_model, samples=samples, labelled=labelled,
-            metric=metric_for(labelled, None, None),
-            limits=Limits.of(recipe, float_model.source_bytes), size_bytes=bytes_of(outputs),
-            threads=recipe.threads, progress=progress,
-        )  # fmt: skip
     return result_of(
         float_model, outputs, mended,
         blocks=walked.blocks, validation=validation, recipe=recipe, clock=clock,

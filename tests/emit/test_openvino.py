@@ -41,7 +41,7 @@ def test_convolutions_run_in_integers(
 
     wanted = Session(proto, optimize=False, threads=1).run(data.inputs)["logits"]
     assert made.shape == wanted.shape
-    if saturation_free():
+    if saturation_free() or target != "tensorrt":  # for which scales do not heed this processor
         # Three layers, a step of 1/256 each at most where roundings differ.
         assert np.square(made - wanted).sum() < 1e-2 * np.square(wanted).sum()
 
@@ -63,10 +63,9 @@ def test_the_result_tells_of_both_runtimes(model: Model, data: Dataset, tmp_path
     assert there.parity.divergence is not None
     assert there.parity.divergence.nodes >= 3
     assert there.parity.divergence.last is not None
-    if saturation_free():  # elsewhere the edge layers, of 8 bits, saturate in OpenVINO as well
-        assert there.parity.agreement is not None
-        assert there.parity.agreement > 95
-        assert there.parity.divergence.last.max_steps <= 3
+    assert there.parity.agreement is not None
+    assert there.parity.agreement > 95
+    assert there.parity.divergence.last.max_steps <= 3
 
 
 def test_a_model_that_it_cannot_read_is_refused(tmp_path: Path) -> None:

@@ -75,6 +75,11 @@ class _Case:
         return self.op == "Conv" or "transB" in self.attributes
 
     @property
+    def odd(self) -> bool:
+        """Whether it is a Conv whose groups have an odd number of channels."""
+        return self.op == "Conv" and self.weight[1] % 2 == 1 and not self.exact
+
+    @property
     def exact(self) -> bool:
         """Whether its kernel adds in 32 bits."""
         return self.op == "Conv" and self.weight[1] == 1 and self.weight[0] == self.data[1]
@@ -134,8 +139,9 @@ def _step(plan: QuantPlan) -> float:
     ids=str,
 )
 def test_what_is_stored_signed_is_exact(case: _Case, integers: tuple[int, ...]) -> None:
-    weight = case.filled(*integers)
-    model, plan = _planned(case, weight)
+    if case.odd and len(integers) > 2:
+        pytest.skip("too much for OpenVINO, whose neighbours are others here")
+    model, plan = _planned(case, case.filled(*integers))
     proto = emit(model, plan, ORT_CPU_AVX2)
     assert _stored(proto, case.weight) == {TensorProto.INT8}
     assert integer_kernels(("layer",), executed(proto))["layer"] is not None
@@ -174,7 +180,10 @@ def test_sums_are_those_of_neighbours(data: st.DataObject, case: _Case) -> None:
     channels = weight if case._rows_first else weight.T
     for channel, sum_ in zip(channels, found, strict=True):
         values = [int(channel[place]) for place in case.inputs()]
-        pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
+        rows = [values]
+        if case.op == "Conv":  # OpenVINO's: those of each place apart
+            rows += [values[i : i + case.weight[1]] for i in range(0, len(values), case.weight[1])]
+        pairs = [row[i : i + 2] for row in rows for i in range(0, len(row), 2)]
         sums = [sum(v for v in pair if sign * v > 0) for pair in pairs for sign in (1, -1)]
         assert sum_ == (0 if case.exact else max(abs(one) for one in sums))
 

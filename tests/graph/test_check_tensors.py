@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxbrecq.errors import ModelError
-from onnxbrecq.graph.load import from_proto, load
+from onnxbrecq.graph.load import from_proto, load, read
 
 Edit = Callable[[onnx.ModelProto], None]
 
@@ -64,6 +64,10 @@ def _negative(proto: onnx.ModelProto) -> None:
     _tensor(proto, "b1").dims[0] = -8
 
 
+def _segment(proto: onnx.ModelProto) -> None:
+    _tensor(proto, "b1").segment.end = 4
+
+
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
@@ -76,6 +80,7 @@ def _negative(proto: onnx.ModelProto) -> None:
         (_unknown_type, "'b1' has the unknown type 99"),
         (_unknown_input, "'x' has the unknown type 99"),
         (_negative, "'b1' has a negative dimension"),
+        (_segment, "'b1' is a segment of a larger one"),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
@@ -92,8 +97,38 @@ def test_what_is_not_what_it_says_is_refused(
     assert peak < 1 << 24
 
 
-def test_a_name_that_is_no_text_is_refused(proto: onnx.ModelProto, tmp_path: Path) -> None:
+def test_files_that_are_read_only_to_be_told_of_are_checked_as_well(
+    proto: onnx.ModelProto, tmp_path: Path
+) -> None:
+    _segment(proto)
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"m\.onnx: tensor 'b1' is a segment"):
+        read(tmp_path / "m.onnx")
+
+
+def _set_name(proto: onnx.ModelProto) -> None:
+    proto.graph.name = "here"
+
+
+def _set_node(proto: onnx.ModelProto) -> None:
     proto.graph.node[0].name = "here"
+
+
+def _set_producer(proto: onnx.ModelProto) -> None:
+    proto.producer_name = "here"
+
+
+def _set_domain(proto: onnx.ModelProto) -> None:
+    proto.opset_import.add(domain="here", version=1)
+
+
+@pytest.mark.parametrize(
+    "edit", [_set_name, _set_node, _set_producer, _set_domain], ids=lambda edit: edit.__name__
+)
+def test_a_text_that_is_no_text_is_refused(
+    proto: onnx.ModelProto, edit: Edit, tmp_path: Path
+) -> None:
+    edit(proto)
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString().replace(b"here", b"h\xff\xfee"))
     with pytest.raises(ModelError, match="is not UTF-8"):
         load(tmp_path / "m.onnx")

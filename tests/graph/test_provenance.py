@@ -51,3 +51,19 @@ def test_damage_is_one_line(key: str, value: str | None) -> None:
         entry.value = value
     with pytest.raises(ModelError, match=r"^m\.onnx: its metadata .* are damaged"):
         provenance(proto, "m.onnx")
+
+
+@pytest.mark.parametrize(("text", "damaged"), [(b"own.key", False), (b"ort-cpu", True)])
+def test_what_is_not_utf_8(text: bytes, damaged: bool) -> None:
+    """Of others it is nothing to us; of ours it is damage."""
+    proto = onnx.ModelProto()
+    edit_provenance(proto, _TOLD)
+    proto.metadata_props.add(key="own.key", value="theirs")
+    spoilt = onnx.ModelProto.FromString(
+        proto.SerializeToString().replace(text, b"\xff" * len(text))
+    )
+    if damaged:
+        with pytest.raises(ModelError, match=r"its metadata .* are damaged \(not UTF-8\)"):
+            provenance(spoilt, "m.onnx")
+    else:
+        assert provenance(spoilt, "m.onnx") == _TOLD

@@ -75,7 +75,7 @@ def test_a_gradient_carries_errors_to_the_output(menu: MenuOf, data: Dataset) ->
 
 
 def test_activations_are_a_choice_where_they_are_offered(menu: MenuOf) -> None:
-    found = menu(offered=(4, 8), offered_activations=(4, 8))
+    found = menu(offered=(4, 8), offered_activations=(4, 8), target="ort-cpu")
     assert found.choices["Conv_1"] == (Bits(4, 4), Bits(8, 4), Bits(4, 8), Bits(8, 8))
     table = explored(found, silent).table
     block = table.blocks[0]
