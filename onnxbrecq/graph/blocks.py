@@ -27,7 +27,7 @@ import onnx
 
 from onnxbrecq.graph.batch import BATCH
 from onnxbrecq.graph.conditions import conditions
-from onnxbrecq.graph.model import Model, node_inputs
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
 from onnxbrecq.graph.points import LAYERS
 
 CHAIN_LAYERS = 3
@@ -114,7 +114,8 @@ def _per_sample(model: Model, tensor: str) -> bool:
 
 
 def _is_layer(node: onnx.NodeProto, model: Model) -> bool:
-    return node.op_type in LAYERS and node.input[1] in model.initializers
+    known = node.domain in STANDARD_DOMAINS and node.op_type in LAYERS
+    return known and node.input[1] in model.initializers
 
 
 def _layer_count(segment: Segment, model: Model) -> int:

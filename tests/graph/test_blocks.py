@@ -420,3 +420,17 @@ def _head(selection: str) -> Model:
         chosen = net.op("Unsqueeze", net.op("ArgMax", best, axis=1), net.fixed(np.array([2])))
     wide = net.op("Expand", chosen, net.fixed(np.array([1, 1, 4])))
     return net.model(net.op("GatherElements", boxes, wide, axis=1))
+
+
+def test_an_operator_of_somebody_else_is_no_layer_whatever_its_name() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+    net (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) {
+        a = Conv (x, w)
+        b = own.ConvTranspose (a)
+        y = Relu (b)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "w"))
+    (block,) = partition(from_proto(proto))
+    assert block.weights == ("w",)
