@@ -21,7 +21,7 @@ from onnxbrecq import affine
 from onnxbrecq.arising import first_nan, origin
 from onnxbrecq.curvature import fisher_weights
 from onnxbrecq.data.dataset import Samples
-from onnxbrecq.graph.points import Points
+from onnxbrecq.emit import saturation
 from onnxbrecq.parts import (
     RUN_BATCH,
     Arrays,
@@ -37,7 +37,7 @@ from onnxbrecq.parts import (
     row_by_row,
     run,
 )
-from onnxbrecq.plan import QuantPlan
+from onnxbrecq.plan import QType, QuantPlan, TensorQuant
 from onnxbrecq.progress import Progress
 from onnxbrecq.recon.optimise import reconstruct, steps
 from onnxbrecq.recon.problem import BlockData, Decisions, Problem, on_grid
@@ -266,7 +266,7 @@ def _learned(
     if settings.start == "second-order":
         found = round_second_order(problem, quantized, seed)
         if _is_sound(found.decisions):
-            plan = _told(problem.plan, found.decisions, task.points)
+            plan = _told(task, problem.plan, found.decisions)
             yield plan
             constants = {**problem.constants, **found.decisions.biases, **found.weights}
             problem = dataclasses.replace(problem, plan=plan, constants=constants)
@@ -277,7 +277,7 @@ def _learned(
         tried = dataclasses.replace(settings, rounding_rate=rate / _SLOWER**trial)
         recipe = dataclasses.replace(task.recipe, reconstruction=tried)
         learned = reconstruct(problem, quantized, recipe, seed)
-        yield _told(problem.plan, learned, task.points) if _is_sound(learned) else None
+        yield _told(task, problem.plan, learned) if _is_sound(learned) else None
 
 
 def _is_sound(decisions: Decisions) -> bool:
@@ -307,9 +307,28 @@ def _is_finite(samples: Samples) -> bool:
     )
 
 
-def _told(plan: QuantPlan, decisions: Decisions, points: Points) -> QuantPlan:
+def _told(task: Task, plan: QuantPlan, decisions: Decisions) -> QuantPlan:
     """The plan with a block's decisions; those for the head of a group hold for all its tensors."""
-    return plan.updated(grouped(decisions.tensors, points), decisions.biases)
+    found = {
+        name: quant if quant.levels is None else _without_overflow(task, plan, name, quant)
+        for name, quant in decisions.tensors.items()
+    }
+    return plan.updated(grouped(found, task.points), decisions.biases)
+
+
+def _without_overflow(task: Task, plan: QuantPlan, weight: str, quant: TensorQuant) -> TensorQuant:
+    """The learned weight, whose sums fit 16 bits wherever those of `plan` did."""
+    former = plan.tensors[weight]
+    if former.qtype != QType(8, "signed"):
+        return quant
+    nodes = {node.name: node for node in task.model.nodes}
+    for layer in task.points.layers.values():
+        data = plan.tensors.get(layer.data)
+        if layer.integer and data and task.points.points[layer.weight].group == weight:
+            top = data.qtype.levels - 1
+            if saturation.fits(nodes[layer.node], former, top):
+                quant = saturation.fitted(nodes[layer.node], quant, top)
+    return quant
 
 
 def _fisher_weights(task: Task, parts: Sequence[Part], progress: Progress) -> Arrays:

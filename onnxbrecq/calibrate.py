@@ -53,7 +53,7 @@ class Calibration:
         self._nodes = {node.name: node for node in model.nodes}
         tables = points.tables.values() if "Gather" in self._target.alone else ()
         self._tied = points.tied({table.weight for table in tables})
-        self._known: dict[tuple[str, int, tuple[float, ...]], TensorQuant] = {}
+        self._known: dict[tuple[str, int, tuple[tuple[float, int], ...]], TensorQuant] = {}
 
     def of(self, model: Model, points: Points) -> "Calibration":
         """The same for a model whose activations are among those that were sampled."""
@@ -94,8 +94,8 @@ class Calibration:
         """
         alike = [self._points.layers[n] for n in self._points.points[layer.weight].layers]
         reads = [decided.get(other.data) if other.integer else None for other in alike]
-        scales = [0.0 if data is None else float(data.scale) for data in reads]
-        key = layer.weight, width, tuple(scales)
+        seen = [(0.0, 0) if d is None else (float(d.scale), d.qtype.levels) for d in reads]
+        key = layer.weight, width, tuple(seen)
         if key not in self._known:
             floors = [
                 self._least_scale(other, width, data)

@@ -277,7 +277,7 @@ def _of_processor(recipe: Recipe, target: Target, *, saturates: bool) -> tuple[s
     if saturates and recipe.target is None:
         known += "8-bit weights have scales at which they do not (target ort-cpu-avx2); "
         return (f"{known}--target ort-cpu is slightly more accurate where VNNI exists",)
-    if saturates and not target.unsigned:
+    if saturates and target.saturates is False:
         known += "accuracy is better where VNNI exists, "
         return (f"{known}and here with --target ort-cpu-avx2",)
     return ()

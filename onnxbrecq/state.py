@@ -5,7 +5,7 @@
     DIR/block-0003-1f...plan   the decisions of block 3 (`onnxbrecq.plan`), at certain bits
     DIR/block-0003-1f...json   what happened in it; written last, it vouches for the plan
     DIR/table-0003.json        what the block loses at other bits (mixed precision), with its hash
-    DIR/draft.onnx             the model, until it is validated: only then it gets its name
+    DIR/draft/                 the model, until it is validated: only then it gets its place
 
 A block that another run decided, or that was damaged since, is not taken: it is learned anew.
 Every file appears whole or not at all: whenever a run is killed, it loses at most the block at
@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from onnxbrecq.errors import OutputError, PlanError
 from onnxbrecq.output import write_atomically
 from onnxbrecq.plan import QuantPlan
 
-_KEY, _LOCK, _DRAFT = "key.json", "lock", "draft.onnx"
+_KEY, _LOCK, _DRAFT = "key.json", "lock", "draft"
 
 Facts = dict[str, Any]
 
@@ -42,10 +43,22 @@ class State:
     folder: Path
     run: str
 
-    @property
-    def draft(self) -> Path:
-        """Where the model is, with its external data beside it, until it is validated."""
-        return self.folder / _DRAFT
+    @contextmanager
+    def draft(self, name: str) -> Iterator[Path]:
+        """Within the context: where a file of that name is, until it is fit for its place.
+
+        Raises:
+            OutputError: there is no room for a folder.
+        """
+        folder = self.folder / _DRAFT
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
+        try:
+            yield folder / name
+        finally:
+            self._discard_draft()
 
     def recall(self, block: str) -> tuple[QuantPlan, Facts] | None:
         """What the block decided and its facts; None if it is not finished, or was damaged."""
@@ -91,9 +104,13 @@ class State:
         """Removes the state, and its folder if nothing else is in it."""
         for path in self._files():
             path.unlink(missing_ok=True)
+        self._discard_draft()
         (self.folder / _LOCK).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+    def _discard_draft(self) -> None:
+        shutil.rmtree(self.folder / _DRAFT, ignore_errors=True)
 
     def _vouched(self, plan: bytes, facts: Facts) -> str:
         """The hash that ties a block's files to each other and to the run."""
@@ -106,7 +123,7 @@ class State:
         return self.folder / f"block-{block}.{kind}"
 
     def _files(self) -> list[Path]:
-        kinds = ("block-*.plan", "block-*.json", "table-*.json", f"{_DRAFT}*")
+        kinds = ("block-*.plan", "block-*.json", "table-*.json")
         found = [path for kind in kinds for path in self.folder.glob(kind)]
         return [*found, *self.folder.glob(".onnxbrecq-*.tmp"), self.folder / _KEY]
 
@@ -128,6 +145,7 @@ def opened(folder: Path, key: Mapping[str, object], *, resume: bool) -> Iterator
         if not resume or _read(folder / _KEY) != text:
             for path in state._files():
                 path.unlink(missing_ok=True)
+            state._discard_draft()
             write_atomically(folder / _KEY, text.encode())
         yield state
 

@@ -9,6 +9,7 @@ from onnxbrecq import blockwise, parts
 from onnxbrecq.blockwise import Walk, walk
 from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.emit import saturation
 from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.targets import ORT_CPU
 from onnxbrecq.graph.blocks import partition
@@ -287,3 +288,29 @@ def test_the_weight_of_a_transposed_convolution_is_learned(data: Dataset) -> Non
     total = [sum(getattr(block, key) for block in walked.blocks)
              for key in ("loss_before", "loss_after")]  # fmt: skip
     assert total[1] < 0.7 * total[0]
+
+
+@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+def test_learning_does_not_make_sums_overflow(model: Model, data: Dataset, target: str) -> None:
+    """Where calibration saw to it that they do not; elsewhere what was learned is kept."""
+    task, plan = _task(model, data, weights=8, activations=8, target=target)
+    random = np.random.default_rng(0)
+    moved = {}
+    for layer in task.points.layers.values():
+        quant = plan.tensors[layer.weight]
+        assert quant.levels is not None
+        levels = quant.levels.astype(int) + random.integers(-9, 10, quant.levels.shape)
+        levels = np.clip(levels, 0, 255).astype(np.uint8)
+        moved[layer.weight] = dataclasses.replace(quant, levels=levels)
+    learned = blockwise._told(task, plan, Decisions(moved, {}))
+    nodes = {node.name: node for node in model.nodes}
+    fit = [
+        saturation.fits(nodes[name], learned.tensors[layer.weight], 255)
+        for name, layer in task.points.layers.items()
+    ]
+    if target == "portable":
+        assert all(fit)
+        assert learned.tensors != plan.updated(moved).tensors
+    else:
+        assert not any(fit)
+        assert learned.tensors == plan.updated(moved).tensors

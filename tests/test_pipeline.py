@@ -18,8 +18,8 @@ from onnxbrecq.emit.saturation import largest_sums
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.parts import Part, Task
-from onnxbrecq.pipeline import quantize as pipeline
-from onnxbrecq.preparation import state_key
+from onnxbrecq.pipeline import proof
+from onnxbrecq.preparation import state_key, target_of
 from onnxbrecq.recipe import Budget, Recipe, Reconstruction
 from onnxbrecq.runtime.session import Session
 
@@ -165,22 +165,37 @@ def test_the_default_target_follows_the_processor(
     assert any("ort-cpu-avx2" in note for note in result.notes) != exact
 
 
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [("ort-cpu", True), ("tensorrt", True), ("openvino", False), ("portable", False)],
+)
+def test_who_saturates_here_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, target: str, told: bool
+) -> None:
+    monkeypatch.setattr("onnxbrecq.preparation.saturation_free", lambda: False)
+    *_, notes = target_of(Recipe(weights=8, activations=8, target=target))
+    assert any("accuracy is better where VNNI exists" in note for note in notes) is told
+
+
 def test_a_model_that_fails_its_validation_gets_no_name(
     path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(quantized: Path, *_: object, **__: object) -> None:
         assert onnx.load(quantized).graph.node
-        raise ModelError("it is not what it should be")
+        assert not output.exists()
+        raise ModelError(f"{quantized}: it is not what it should be")
 
     output, plan = path.with_name("residual.quant.onnx"), path.with_name("residual.plan")
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "validate_files", refuse)
-        with pytest.raises(ModelError, match="it is not what it should be"):
+        patched.setattr(proof, "validate", refuse)
+        with pytest.raises(ModelError, match="it is not what it should be") as caught:
             onnxbrecq.quantize(path, data, _RECIPE, plan=plan)
+    assert str(caught.value).startswith(f"{output}: ")
     assert not output.exists()
     assert not plan.exists()
     work = output.with_name(f"{output.name}.work")
     assert any(work.glob("block-*.plan"))  # nothing that was learned is lost
+    assert not any(work.rglob("*.onnx"))
     onnxbrecq.quantize(path, data, _RECIPE, plan=plan)
     assert output.exists()
     assert plan.exists()

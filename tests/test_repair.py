@@ -17,6 +17,7 @@ from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.adopt import adopt, constants, rewritten
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.load import load
+from onnxbrecq.pipeline import proof
 from onnxbrecq.progress import Progress
 from onnxbrecq.recipe import Recipe, Reconstruction
 from onnxbrecq.runtime.session import Session
@@ -143,6 +144,24 @@ def test_a_stopped_repair_goes_on_and_ends_with_the_same_bytes(source: Path, dat
     assert len(result.blocks) > len(kept) == 2
     assert [block.seconds for block in result.blocks[:2]] == [facts["seconds"] for facts in kept]
     assert output.read_bytes() == whole.read_bytes()
+    assert not output.with_name("r.onnx.work").exists()
+
+
+def test_a_repair_that_fails_its_validation_replaces_nothing(
+    source: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ModelError("it is not what it should be")
+
+    path, output = quantized(source, data, "u8-s8"), source.with_name("r.onnx")
+    output.write_bytes(b"the former one")
+    with monkeypatch.context() as patched:
+        patched.setattr(proof, "validate", refuse)
+        with pytest.raises(ModelError, match="it is not what it should be"):
+            onnxbrecq.repair(path, source, data, RECIPE, output=output, force=True)
+    assert output.read_bytes() == b"the former one"
+    onnxbrecq.repair(path, source, data, RECIPE, output=output, force=True)
+    assert onnx.load(output).graph.node
     assert not output.with_name("r.onnx.work").exists()
 
 

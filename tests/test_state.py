@@ -134,3 +134,28 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     _quantize(source, output, data)
     assert output.read_bytes() == (tmp_path / "whole.onnx").read_bytes()
     assert not (tmp_path / "q.onnx.work").exists()
+
+
+def test_a_draft_is_gone_when_it_is_done(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    with state.opened(work, _KEY, resume=True) as opened:
+        with opened.draft("m.onnx") as draft:
+            draft.write_bytes(b"model")
+            draft.with_name("m.onnx.data").write_bytes(b"data")
+        assert not draft.parent.exists()
+        with pytest.raises(ZeroDivisionError), opened.draft("m.onnx") as draft:
+            draft.write_bytes(b"model")
+            raise ZeroDivisionError
+        assert not draft.parent.exists()
+
+
+@pytest.mark.parametrize("key", ["a", "b"])
+def test_what_a_killed_run_left_of_a_draft_is_cleared(tmp_path: Path, key: str) -> None:
+    work = tmp_path / "work"
+    with state.opened(work, _KEY, resume=True):
+        (work / "draft").mkdir()
+        (work / "draft" / "other.onnx").write_bytes(b"model")
+    with state.opened(work, {"model": key}, resume=True) as opened:
+        assert (work / "draft").exists() is (key == "a")
+        opened.discard()
+    assert not work.exists()

@@ -30,7 +30,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, version_converter
 
-from onnxbrecq import affine
 from onnxbrecq.emit import saturation
 from onnxbrecq.emit.lower import ir_version, lowered
 from onnxbrecq.emit.storage import (
@@ -44,7 +43,7 @@ from onnxbrecq.emit.targets import Target, refusal
 from onnxbrecq.emit.writer import GraphWriter
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
-from onnxbrecq.graph.points import Layer, Table, activation_bounds, carried, find_points
+from onnxbrecq.graph.points import Layer, Points, Table, activation_bounds, carried, find_points
 from onnxbrecq.graph.skeleton import edit_from_skeleton, skeleton
 from onnxbrecq.plan import QuantPlan, TensorQuant
 
@@ -75,7 +74,7 @@ def emit(model: Model, plan: QuantPlan, target: Target) -> onnx.ModelProto:
     _check(plan, target, operators, opset)
     proto = _at_opset(model, opset)
     graph = GraphWriter(_names(proto))
-    written = _Written(graph, model, plan, target)
+    written = _Written(graph, model, plan, target, points)
     outer = written.inputs()
     folded = {name: node.input[0] for name, node in _absorbed(model, decisions)}
     for node in proto.graph.node:
@@ -165,7 +164,9 @@ class _Written:
     model: Model
     plan: QuantPlan
     target: Target
+    points: Points
     levels: dict[str, str] = field(default_factory=dict)  # tensor → its integers
+    unsigned: dict[str, bool] = field(default_factory=dict)  # group of weights → stored as UINT8
 
     @cached_property
     def nodes(self) -> dict[str, onnx.NodeProto]:
@@ -234,7 +235,7 @@ class _Written:
                 self.target,
                 op=layer.op,
                 integer_data=integer,
-                unsigned=self._saturates(layer),
+                unsigned=self._unsigned(layer),
             )
         if layer.bias is not None:
             bias = self.plan.biases.get(layer.bias, self.model.initializers[layer.bias])
@@ -249,21 +250,29 @@ class _Written:
             )
             return
         weight = self.plan.tensors[tied.weight]
-        made = write_shared(self.graph, weight, self.target, unsigned=self._saturates(tied))
+        made = write_shared(self.graph, weight, self.target, unsigned=self._unsigned(tied))
         if weight.axis == 1:
             made = self.graph.node("Transpose", [made], self.graph.name("w"))
         node.input[0] = made
 
-    def _saturates(self, layer: Layer) -> bool:
-        """Whether kernels for signed weights would not compute the layer exactly."""
-        weight, data = self.plan.tensors[layer.weight], self.plan.tensors.get(layer.data)
-        if not (self.target.unsigned and layer.integer and data and weight.qtype.bits == 8):
+    def _unsigned(self, layer: Layer) -> bool:
+        """Whether the layer's weight is stored as UINT8, so that none of its layers saturates."""
+        weight = self.plan.tensors[layer.weight]
+        if not self.target.unsigned or weight.qtype.bits != 8:
             return False
-        assert weight.levels is not None
-        sums = saturation.largest_sums(
-            self.nodes[layer.node], affine.integers(weight.levels, weight)
-        )
-        return bool(sums.max(initial=0) > saturation.largest_sum(data.qtype.levels - 1))
+        head = self.points.points[layer.weight].group
+        if head not in self.unsigned:
+            reads = (
+                (other, self.plan.tensors.get(other.data))
+                for other in self.points.layers.values()
+                if self.points.points[other.weight].group == head and other.integer
+            )
+            self.unsigned[head] = not all(
+                data is None
+                or saturation.fits(self.nodes[other.node], weight, data.qtype.levels - 1)
+                for other, data in reads
+            )
+        return self.unsigned[head]
 
     def _pair(self, name: str, source: str, output: str, *, clip: bool) -> None:
         """QuantizeLinear, Clip on UINT8 where levels must be cut off, DequantizeLinear."""

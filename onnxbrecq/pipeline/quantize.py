@@ -8,12 +8,13 @@ from pathlib import Path
 import onnx
 
 from onnxbrecq.data.dataset import Dataset
-from onnxbrecq.emission import emitted, published, written
+from onnxbrecq.emission import emitted
 from onnxbrecq.errors import EmissionError, RecipeError
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.output import write_atomically
 from onnxbrecq.pipeline.decisions import Best, decided, saved_table
-from onnxbrecq.pipeline.results import bytes_of, claim_report, emitted_bytes, result_of
+from onnxbrecq.pipeline.proof import proved
+from onnxbrecq.pipeline.results import claim_report, emitted_bytes, result_of
 from onnxbrecq.preparation import Clock, PathLike, prepared
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
@@ -27,7 +28,6 @@ from onnxbrecq.state import opened
 from onnxbrecq.validation.evidence import gather
 from onnxbrecq.validation.gate import Limits
 from onnxbrecq.validation.metrics import Function, metric_for
-from onnxbrecq.validation.validate import validate as validate_files
 
 _SHOWN = 17  # points of a front in a report
 
@@ -100,15 +100,13 @@ def quantize(
         with clock.stage("emit"):
             proto = emitted(best.model, best.plan, ready.target)
             _check_size(proto, best.search)
-            draft = written(proto, state.draft, threads=ready.recipe.threads)
-        with clock.stage("validate"):
-            validation = validate_files(
-                state.draft, ready.original, samples=ready.task.data, labelled=ready.labelled,
-                metric=scoring(), limits=Limits.of(ready.recipe, ready.original.source_bytes),
-                size_bytes=bytes_of(draft), target=ready.recipe.target,
-                threads=ready.recipe.threads, progress=progress,
-            )  # fmt: skip
-        files = published(proto, destination, {path: best.plan.as_bytes() for path in kept})
+        validation, files = proved(
+            proto, destination, ready.original, state, clock,
+            beside={path: best.plan.as_bytes() for path in kept},
+            samples=ready.task.data, labelled=ready.labelled, metric=scoring(),
+            limits=Limits.of(ready.recipe, ready.original.source_bytes),
+            target=ready.recipe.target, threads=ready.recipe.threads, progress=progress,
+        )  # fmt: skip
         state.discard()
     result = result_of(
         ready.task.model, files, proto,

@@ -6,7 +6,6 @@ from onnxbrecq.adoption import check_origin, recalibrated, repaired, taken_apart
 from onnxbrecq.blockwise import walk
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.data.sources import Reading
-from onnxbrecq.emission import published, written
 from onnxbrecq.emit.targets import any_file
 from onnxbrecq.forecast import forecast
 from onnxbrecq.graph.blocks import partition
@@ -14,7 +13,8 @@ from onnxbrecq.graph.load import fingerprint, load, read
 from onnxbrecq.graph.write import places
 from onnxbrecq.output import claim
 from onnxbrecq.parts import Task
-from onnxbrecq.pipeline.results import bytes_of, result_of
+from onnxbrecq.pipeline.proof import proved
+from onnxbrecq.pipeline.results import result_of
 from onnxbrecq.preparation import Clock, PathLike, labelled_of, samples_of, state_key
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe
@@ -25,7 +25,6 @@ from onnxbrecq.runtime.doctor import saturation_free
 from onnxbrecq.state import digest, opened
 from onnxbrecq.validation.gate import Limits
 from onnxbrecq.validation.metrics import metric_for
-from onnxbrecq.validation.validate import validate as validate_files
 
 
 def repair(
@@ -96,15 +95,12 @@ def repair(
             walked = walk(task, start, progress, state)
         with clock.stage("emit"):
             mended = repaired(broken, walked.plan)
-            draft = written(mended, state.draft, threads=recipe.threads)
-        with clock.stage("validate"):
-            validation = validate_files(
-                state.draft, float_model, samples=samples, labelled=labelled,
-                metric=metric_for(labelled, None, None),
-                limits=Limits.of(recipe, float_model.source_bytes), size_bytes=bytes_of(draft),
-                threads=recipe.threads, progress=progress,
-            )  # fmt: skip
-        outputs = published(mended, destination)
+        validation, outputs = proved(
+            mended, destination, float_model, state, clock,
+            samples=samples, labelled=labelled, metric=metric_for(labelled, None, None),
+            limits=Limits.of(recipe, float_model.source_bytes),
+            threads=recipe.threads, progress=progress,
+        )  # fmt: skip
         state.discard()
     return result_of(
         float_model, outputs, mended,

@@ -14,13 +14,14 @@ from onnxbrecq import affine
 from onnxbrecq import calibrate as module
 from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
+from onnxbrecq.emit import saturation
 from onnxbrecq.emit.emit import emit
-from onnxbrecq.emit.saturation import largest_sum, largest_sums, least_scale
+from onnxbrecq.emit.saturation import fits, fitted, largest_sum, largest_sums, least_scale
 from onnxbrecq.emit.targets import ORT_CPU, ORT_CPU_AVX2
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
-from onnxbrecq.plan import QuantPlan
+from onnxbrecq.plan import QType, QuantPlan, TensorQuant
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.runtime.doctor import saturation_free
 from onnxbrecq.runtime.kernels import executed, integer_kernels
@@ -94,6 +95,11 @@ _CASES = {
     "multiplied": _Case("Conv", (32, 1, 3, 3), (2, 16, 6, 6), {"group": 16}),
     "depthwise": _Case("Conv", (16, 1, 3, 3), (2, 16, 6, 6), {"group": 16}),
     "depthwise 5x5": _Case("Conv", (33, 1, 5, 5), (2, 33, 6, 6), {"group": 33}),
+    "3-D depthwise": _Case("Conv", (16, 1, 2, 3, 3), (2, 16, 4, 6, 6), {"group": 16}),
+    "dilated depthwise": _Case(
+        "Conv", (16, 1, 3, 3), (2, 16, 9, 9), {"group": 16, "dilations": [2, 2]}
+    ),
+    "one channel": _Case("Conv", (1, 1, 3, 3), (2, 1, 6, 6)),
     "1-D": _Case("Conv", (16, 6, 3), (2, 6, 9)),
     "1-D depthwise": _Case("Conv", (16, 1, 5), (2, 16, 9), {"group": 16}),
     "3-D": _Case("Conv", (16, 3, 2, 3, 3), (2, 3, 4, 6, 6)),
@@ -199,6 +205,89 @@ def test_at_the_least_scale_nothing_saturates(data: st.DataObject, case: _Case, 
         return
     for rounded in (np.rint, np.floor, np.ceil):
         assert largest_sums(case.node(), rounded(weight / along)).max() <= largest_sum(top)
+
+
+@given(data=st.data(), case=st.sampled_from(list(_CASES.values())), top=st.sampled_from([127, 255]))
+def test_of_neighbours_that_are_too_much_the_larger_gives_way(
+    data: st.DataObject, case: _Case, top: int
+) -> None:
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    most = data.draw(st.sampled_from([64, 66, 70, 128]))
+    weight = random.integers(-most, most, case.weight)
+    scale = np.ones(weight.shape[0 if case._rows_first else 1], np.float32)
+    quant = TensorQuant(
+        QType(8, "signed"),
+        scale,
+        np.zeros(scale.shape, np.int32),
+        axis=0 if case._rows_first else 1,
+        levels=(weight + 128).astype(np.uint8),
+    )
+    before = fits(case.node(), quant, top)
+    made = fitted(case.node(), quant, top)
+    assert fits(case.node(), made, top)
+    assert (made == quant) is before
+    assert made.levels is not None
+    changed = made.levels.astype(int) - 128
+    assert np.all(np.abs(changed) <= np.abs(weight))
+    assert np.all(changed * weight >= 0)
+    if not case.odd:  # by no more than what was too much
+        excess = np.maximum(largest_sums(case.node(), weight) - largest_sum(top), 0)
+        along = tuple(range(1, weight.ndim)) if case._rows_first else (0,)
+        assert np.array_equal(np.abs(changed - weight).max(axis=along), excess)
+
+
+def test_a_large_weight_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = _CASES["3x3"]
+    weight = np.random.default_rng(0).integers(-128, 128, case.weight)
+    whole = largest_sums(case.node(), weight)
+    monkeypatch.setattr(saturation, "_CHUNK", 100)
+    assert np.array_equal(largest_sums(case.node(), weight), whole)
+
+
+def test_a_weight_that_layers_share_is_stored_once_for_all() -> None:
+    """As UINT8 if one of them could saturate: the other reads data of few levels."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[N, 4, 4, 4] x) => (float[N, 4, 4, 4] y) {
+        [one] a = Conv (x, w)
+        b = Sigmoid (a)
+        [two] y = Conv (b, w)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), "w"))
+    model = from_proto(proto)
+    data = Dataset({"x": np.ones((8, 4, 4, 4), np.float32)})
+    recipe = Recipe(weights=8, activations=8, target="ort-cpu", first_last=None, threads=1)
+    plan = calibrate(model, find_points(model), data, recipe)
+    few = dataclasses.replace(plan.tensors["b"], qtype=QType(4, "affine"))
+    stored = emit(model, plan.updated({"b": few}), ORT_CPU_AVX2)
+    assert _stored(stored, (4, 4, 1, 1)) == {TensorProto.UINT8}
+    both = plan.updated({"b": few, "x": dataclasses.replace(few, scale=plan.tensors["x"].scale)})
+    assert _stored(emit(model, both, ORT_CPU_AVX2), (4, 4, 1, 1)) == {TensorProto.INT8}
+
+
+def test_a_table_that_is_a_layers_weight_is_decoded_from_its_bytes() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (int64[N] x) => (float[N, 5] y) {
+        a = Gather (w, x)
+        [head] y = Gemm <transB = 1> (a, w)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    table = np.full((5, 8), 1, np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(table, "w"))
+    model = from_proto(proto)
+    samples = Dataset({"x": np.arange(5)})
+    recipe = Recipe(weights=8, activations=8, target="ort-cpu", threads=1)
+    plan = calibrate(model, find_points(model), samples, recipe)
+    unsigned, signed = (emit(model, plan, target) for target in (ORT_CPU_AVX2, ORT_CPU))
+    assert _stored(unsigned, table.shape) == {TensorProto.UINT8}
+    assert _stored(signed, table.shape) == {TensorProto.INT8}
+    made, wanted = (
+        Session(proto, optimize=False, threads=1).run(samples.inputs)["y"]
+        for proto in (unsigned, signed)
+    )
+    assert np.array_equal(made, wanted)
 
 
 def test_data_of_few_bits_never_saturates() -> None:
