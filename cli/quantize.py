@@ -82,7 +82,7 @@ def quantize(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Quantizes MODEL, a float ONNX file, writes it, and validates what was written."""
+    """Quantizes MODEL, a float ONNX file, validates what comes out, and writes it."""
     wanted = recipe_of(recipe, **options)
     spin_briefly(os.environ)
 

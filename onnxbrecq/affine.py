@@ -100,7 +100,8 @@ def weight_quant(weight: Array, qtype: QType, axis: int | None, floor: Array) ->
         weight: any shape, finite.
         qtype: bits and grid.
         axis: output-channel axis, or None for one scale.
-        floor: [C] (or a scalar array): the least scale allowed, so that an int32 bias fits.
+        floor: [C] (or a scalar array): the least scale allowed, so that an int32 bias fits, and
+            sums of two products do.
     """
     rows = _rows(weight, axis)  # [C, N]
     scale, zero = _searched(rows, qtype, np.broadcast_to(floor.reshape(-1), len(rows)))

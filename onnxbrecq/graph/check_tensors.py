@@ -29,8 +29,7 @@ def check_tensors(proto: onnx.ModelProto, constants: Constants, where: str) -> N
     Raises:
         ModelError: names the tensor.
     """
-    texts = (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
-    _check_text((*texts, *(known.domain for known in proto.opset_import)), where)
+    _check_text((known.domain for known in proto.opset_import), where)
     for graph in graphs(proto.graph):
         _check_texts(graph, where)
         for value in (*graph.input, *graph.output, *graph.value_info):

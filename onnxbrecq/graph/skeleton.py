@@ -19,7 +19,7 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `proto` whose large constants are inputs."""
     made = onnx.ModelProto()
     for field, value in proto.ListFields():
-        if field.name == "graph":
+        if field.name == "graph" or isinstance(value, bytes):  # a text that is not UTF-8
             continue
         if isinstance(value, SCALARS):
             setattr(made, field.name, value)

@@ -64,8 +64,8 @@ def quantize(
         plan: where the decisions are kept beside it, for `emit_plan`; None: nowhere.
         sensitivity: the JSON of `sensitivities`, for mixed precision; None: they are measured.
         report: where a page for people is written, one HTML file; None: nowhere.
-        work_dir: where finished blocks are kept until the output is written, so that a run that
-            was cut off goes on where it was; None: OUTPUT.work beside the output.
+        work_dir: where finished blocks are kept until the output is validated and written, so
+            that a run that was cut off goes on where it was; None: OUTPUT.work beside the output.
         resume: go on with what is there; False: start afresh.
         force: replace an existing output.
         progress: told of every step.

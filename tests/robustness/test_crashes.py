@@ -85,7 +85,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
         assert all((place / name).read_bytes() == whole.made[name] for name in there)
         left = listing(place) - {*whole.files, *_MADE, "m.quant.onnx.work"}
         assert all(name.endswith(".tmp") or name.startswith("m.quant.onnx.work") for name in left)
-        for name in there:  # then nothing was left to do but to validate
+        for name in there:  # then nothing was left to do but to clear up
             (place / name).unlink()
         assert _run(children, place).status == 0
         assert _taken(place) == whole.made
@@ -117,7 +117,7 @@ def test_a_killed_repair_ends_with_the_same_bytes(
     while killed < (_MANY if long else _CRASHES):
         seconds = moments.uniform(0.01, undisturbed.seconds)
         killed += children.run(*_REPAIR, folder=place, seconds=seconds).timed_out
-        if output.exists():  # then nothing was left to do but to validate
+        if output.exists():  # then nothing was left to do but to clear up
             assert output.read_bytes() == whole
             output.unlink()
         assert children.run(*_REPAIR, folder=place).status == 0
