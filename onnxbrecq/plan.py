@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from onnxbrecq.errors import PlanError
 Grid = Literal["signed", "affine", "half"]
 
 _FORMAT = "onnxbrecq-plan-4"
+_BITS = (2, 3, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,34 @@ class QuantPlan:
                 source, data = metadata["source_sha256"], metadata["data_sha256"]
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise PlanError(f"{path}: cannot be read as a plan: {error}") from error
+        for name, quant in tensors.items():
+            fault = _fault(quant)
+            if fault:
+                raise PlanError(f"{path}: tensor {name!r} {fault}; quantize the model again")
         return QuantPlan(tensors, biases, source, data, recipe)
+
+
+def _fault(quant: TensorQuant) -> str | None:
+    """What is wrong with a decision that was read; None: nothing."""
+    bits, grid = quant.qtype.bits, quant.qtype.grid
+    if grid not in get_args(Grid) or bits not in _BITS:
+        return f"has {bits} bits on the grid {grid!r}, which there is not"
+    if quant.scale.dtype != np.float32 or quant.zero_point.dtype != np.int32:
+        return f"has scales of {quant.scale.dtype} and zero points of {quant.zero_point.dtype}"
+    if quant.scale.shape != quant.zero_point.shape:
+        return "has other numbers of scales and of zero points"
+    if not (np.isfinite(quant.scale).all() and (quant.scale > 0).all()):
+        return "has a scale that is not a positive number"
+    # Offsets of weights are written as INT8; the zero point of an activation is one of its levels.
+    lowest, highest = (0, quant.qtype.levels - 1) if quant.levels is None else (-128, 127)
+    if quant.zero_point.min(initial=0) < lowest or quant.zero_point.max(initial=0) > highest:
+        return f"has a zero point beyond {lowest} to {highest}"
+    levels = quant.levels
+    if levels is not None and (
+        levels.dtype != np.uint8 or levels.max(initial=0) >= quant.qtype.levels
+    ):
+        return f"has levels beyond its {bits} bits"
+    return None
 
 
 def _ordered(file: bytes) -> bytes:

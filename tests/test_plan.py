@@ -79,3 +79,33 @@ def test_a_damaged_plan_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="missing"):
         QuantPlan.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "changed", "told"),
+    [
+        ("w", {"qtype": QType(5, "half")}, "5 bits on the grid 'half'"),
+        ("w", {"qtype": QType(2, "other")}, "on the grid 'other'"),  # type: ignore[arg-type]
+        ("w", {"scale": np.ones(2)}, "scales of float64"),
+        ("w", {"zero_point": np.zeros(2, np.int64)}, "zero points of int64"),
+        ("w", {"scale": np.ones(3, np.float32)}, "other numbers of scales"),
+        ("w", {"scale": np.array([1, 0], np.float32)}, "not a positive number"),
+        ("w", {"scale": np.array([1, np.nan], np.float32)}, "not a positive number"),
+        ("w", {"zero_point": np.array([128, 0], np.int32)}, "beyond -128 to 127"),
+        ("w", {"levels": np.full((2, 3), 4, np.uint8)}, "levels beyond its 2 bits"),
+        ("w", {"levels": np.zeros((2, 3), np.int8)}, "levels beyond"),
+        ("x:scale", {"zero_point": np.array(256, np.int32)}, "beyond 0 to 255"),
+        ("x:scale", {"zero_point": np.array(-1, np.int32)}, "beyond 0 to 255"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_decision_that_cannot_be_is_refused(
+    tensor: str, changed: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    plan, path = _plan(), tmp_path / "m.plan"
+    wrong = dataclasses.replace(plan.tensors[tensor], **changed)  # type: ignore[arg-type]
+    plan.updated({tensor: wrong}).save(path)
+    with pytest.raises(PlanError) as caught:
+        QuantPlan.load(path)
+    assert told in str(caught.value)
+    assert f"tensor {tensor!r}" in str(caught.value)
