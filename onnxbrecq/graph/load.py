@@ -162,6 +162,11 @@ def _edit_external(tensor: TensorProto, path: Path) -> None:
     """Edits an external tensor: it takes in its bytes, from inside the model's folder only."""
     folder = path.parent.resolve()
     location = _location(tensor)
+    if "\0" in location:
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} refers to {location!r}, which is no file name; the "
+            "file is damaged: copy or export it again"
+        )
     file = (folder / location).resolve()
     if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
         linked = (folder / location).is_symlink()

@@ -308,6 +308,8 @@ def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
     weight = model.initializers.get(node.input[1])
     if weight is None:
         return "already quantized" if _dequantized(model, node) else "both inputs are activations"
+    if node.input[0] in model.initializers:
+        return "both inputs are constants"
     types = [model.dtypes.get(name, 0) for name in node.input[:2]]
     if not all(types):
         return f"the type of {node.input[0]!r} is not known; declare it in the model's value_info"

@@ -70,6 +70,7 @@ def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
         (_bytes(_huge), "'w' declares"),
         (_bytes(lambda: _external("../outside.bin")), "outside the model's folder"),
         (_bytes(lambda: _external("/etc/passwd")), "outside the model's folder"),
+        (_bytes(lambda: _external("weights\0.bin")), "which is no file name"),
         (_bytes(lambda: _external("missing.bin")), "is missing"),
         (_bytes(lambda: _external("short.bin")), "does not hold them"),
         (_bytes(lambda: _external("link.bin")), "outside the model's folder; copy .*cp -L"),
@@ -86,7 +87,7 @@ def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
         (_bytes(lambda: _proto(opset=99)), "opset 99 is not supported"),
     ],
     ids=["empty", "text", "truncated", "no-graph", "old-opset", "nan", "quantized", "huge",
-         "parent", "absolute", "missing", "short", "link", "offset", "before",
+         "parent", "absolute", "no-name", "missing", "short", "link", "offset", "before",
          "cycle", "no-maker", "attribute", "contradiction", "negative", "twice",
          "unknown-operator", "new-opset"],
 )  # fmt: skip

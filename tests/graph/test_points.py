@@ -236,3 +236,20 @@ def test_places_of_a_sample_are_those_of_its_map_or_tokens() -> None:
     assert points.places(["product"], (8, 7, 5, 16)) == 35
     assert points.places(["product"], (8, 197, 16)) == 197
     assert points.places(["product"], (8, 16)) == 1
+
+
+def test_a_product_of_constants_is_no_layer() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[N, 4] x) => (float[4, 4] y, float[N, 4] z) {
+        [one] y = MatMul (v, w)
+        [two] z = MatMul (x, w)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    for name in ("v", "w"):
+        proto.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.float32), name))
+    points = find_points(from_proto(proto))
+    assert set(points.layers) == {"two"}
+    assert [n.reason for n in points.float_nodes if n.name == "one"] == [
+        "both inputs are constants"
+    ]
