@@ -1,5 +1,6 @@
 """Last layers that are cut apart become one for each part, and compute what they did."""
 
+import tracemalloc
 from itertools import pairwise
 from math import prod
 
@@ -329,3 +330,37 @@ def _labels(dims: list[int], at: Kinds) -> NDArray[np.int64]:
     along = np.arange(dims[at.axis]) // at.inner % at.count
     shape = [-1 if axis == at.axis else 1 for axis in range(len(dims))]
     return np.asarray(np.broadcast_to(along.reshape(shape), dims))
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        "c = Slice (p, one, two, axis)",
+        "c = Gather <axis = 2> (p, one)",
+        "c, r = Split <axis = 2, num_outputs = 2> (p)",
+    ],
+)
+def test_an_axis_of_any_length_takes_no_memory(cut: str) -> None:
+    """Its positions are not listed: 134 million are a gigabyte."""
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 18]>
+    net (float[N, 4, 8] x) => (float[N, 4, M] y) {{
+        a = Conv (x, w)
+        p = Pad (a, pads)
+        {cut}
+        y = Relu (c)
+    }}"""
+    proto = onnx.parser.parse_model(text)
+    for name, value in {
+        "w": np.ones((4, 4, 1), np.float32),
+        "pads": np.array([0, 0, 0, 0, 0, 2**27], np.int64),
+        "one": np.array([1], np.int64),
+        "two": np.array([3], np.int64),
+        "axis": np.array([2], np.int64),
+    }.items():
+        proto.graph.initializer.append(numpy_helper.from_array(value, name))
+    tracemalloc.start()
+    from_proto(proto)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 24

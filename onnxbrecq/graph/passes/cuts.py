@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from onnxbrecq.graph.passes.values import number
 
 CUTTING = ("Split", "Slice", "Gather")
 _FAR = 2**31 - 1  # an end that exporters write for "to the last"
+_LONGEST = 1 << 20  # positions; boxes of a detector are tens of thousands
 
 Places = NDArray[np.int64]
 
@@ -79,6 +81,8 @@ def _split(
     editor: Editor, node: onnx.NodeProto, dims: tuple[int | str, ...]
 ) -> tuple[int, list[Cut]] | None:
     axis, start, cuts = int(number(node, "axis", 0)) % len(dims), 0, []
+    if not _is_listed(dims[axis]):
+        return None
     for output in node.output:
         made = editor.shape(output)
         size = made[axis] if made else None
@@ -87,6 +91,11 @@ def _split(
         cuts.append(Cut(node, output, np.arange(start, start + size)))
         start += size
     return (axis, cuts) if start == dims[axis] else None
+
+
+def _is_listed(length: int | str) -> TypeGuard[int]:
+    """Whether the positions of an axis of that length are few enough to go through."""
+    return isinstance(length, int) and length <= _LONGEST
 
 
 def _slice(
@@ -109,7 +118,7 @@ def _slice(
         length = dims[axis]
         if step == 1 and start == 0 and end >= (length if isinstance(length, int) else _FAR):
             continue  # all of it
-        if found is not None or not isinstance(length, int):
+        if found is not None or not _is_listed(length):
             return None
         found = axis % len(dims), np.arange(length)[start:end:step]
     if found is None or not found[1].size:
@@ -122,7 +131,7 @@ def _gather(
 ) -> tuple[int, list[Cut]] | None:
     axis = int(number(node, "axis", 0)) % len(dims)
     length, given = dims[axis], editor.constant(node.input[1])
-    if not isinstance(length, int) or given is None or given.ndim > 1 or not given.size:
+    if not _is_listed(length) or given is None or given.ndim > 1 or not given.size:
         return None
     places = np.asarray(given, np.int64)
     if (places < -length).any() or (places >= length).any():
