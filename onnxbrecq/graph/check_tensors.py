@@ -1,5 +1,5 @@
 """What the tensors of an untrusted file may not be: every name is text, every type is known, and a
-constant holds as many bytes as its type and dimensions say.
+constant holds as many bytes as its type and dimensions say. Attributes have values of their own.
 
 So whatever is allocated for a constant later is no larger than what was read.
 """
@@ -32,6 +32,7 @@ def check_tensors(proto: onnx.ModelProto, constants: Constants, where: str) -> N
     _check_text((known.domain for known in proto.opset_import), where)
     for graph in graphs(proto.graph):
         _check_texts(graph, where)
+        _check_attributes(graph, where)
         for value in (*graph.input, *graph.output, *graph.value_info):
             _check_type(value, where)
         for sparse in graph.sparse_initializer:
@@ -118,6 +119,18 @@ def _check_texts(graph: onnx.GraphProto, where: str) -> None:
         dims = value.type.tensor_type.shape.dim
         _check_text((value.name, *(dim.dim_param for dim in dims)), where)
     _check_text((tensor.name for tensor in graph.initializer), where)
+
+
+def _check_attributes(graph: onnx.GraphProto, where: str) -> None:
+    """Refuses attributes whose value is that of a function's, where there is no function."""
+    for node in graph.node:
+        for item in node.attribute:
+            if item.ref_attr_name:
+                named = node.name or next(iter(node.output), node.op_type)
+                raise ModelError(
+                    f"{where}: attribute {item.name!r} of node {named!r} refers to "
+                    f"{item.ref_attr_name!r} of a function, and is in none; export the model again"
+                )
 
 
 def _check_text(texts: Iterable[str | bytes], where: str) -> None:

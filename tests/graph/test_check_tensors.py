@@ -97,6 +97,17 @@ def test_what_is_not_what_it_says_is_refused(
     assert peak < 1 << 24
 
 
+def test_an_attribute_of_a_function_that_there_is_not_is_refused(
+    proto: onnx.ModelProto, tmp_path: Path
+) -> None:
+    attribute = next(node for node in proto.graph.node if node.attribute).attribute[0]
+    attribute.ref_attr_name = "given"
+    onnx.save(proto, tmp_path / "m.onnx")
+    for reading in (load, read):
+        with pytest.raises(ModelError, match="refers to 'given' of a function"):
+            reading(tmp_path / "m.onnx")
+
+
 def test_who_made_the_model_may_be_told_in_any_encoding(
     proto: onnx.ModelProto, tmp_path: Path
 ) -> None:
