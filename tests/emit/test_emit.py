@@ -7,18 +7,20 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from onnxbrecq import affine
 from onnxbrecq.calibrate import calibrate
 from onnxbrecq.data.dataset import Dataset
 from onnxbrecq.emit.emit import emit
 from onnxbrecq.emit.read import stored_bits
-from onnxbrecq.emit.targets import ORT_CPU, ORT_CPU_AVX2, Target
+from onnxbrecq.emit.storage import stays_packed
+from onnxbrecq.emit.targets import OPENVINO, ORT_CPU, ORT_CPU_AVX2, Target
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.extract import extract
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.points import find_points
-from onnxbrecq.plan import QuantPlan
+from onnxbrecq.plan import QType, QuantPlan
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.runtime.kernels import executed, integer_kernels
 from onnxbrecq.runtime.session import Session
@@ -205,3 +207,48 @@ def test_calibration_keeps_a_large_bias_within_int32(data: Dataset) -> None:
     # The output's 8-bit step is 1000 / 255.
     np.testing.assert_allclose(made[:, 0], 1e3, atol=4)
     np.testing.assert_allclose(made[:, 1], 0, atol=4)
+
+
+@pytest.mark.parametrize(("given", "kept"), [("inverted", "inverted"), ("", "graph")])
+def test_the_graphs_name_is_kept(data: Dataset, given: str, kept: str) -> None:
+    model = _inverted()
+    plan = _plan(model, data, 8, 8)
+    named = onnx.ModelProto()
+    named.CopyFrom(model.proto)
+    named.graph.name = given
+    made = emit(dataclasses.replace(model, proto=named), plan, ORT_CPU)
+    assert made.graph.name == kept
+
+
+@pytest.mark.parametrize(
+    ("target", "integer_data", "packed"),
+    [(ORT_CPU, False, True), (ORT_CPU, True, False), (OPENVINO, False, False)],
+    ids=str,
+)
+def test_only_some_layers_multiply_the_packed_weight(
+    target: Target, *, integer_data: bool, packed: bool
+) -> None:
+    weight = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    quant = affine.weight_quant(weight, QType(4, "affine"), 1, np.zeros(1, np.float32))
+    assert stays_packed(quant, target, "MatMul", integer_data=integer_data) is packed
+    assert not stays_packed(quant, target, "Conv", integer_data=False)
+
+
+def test_what_is_written_takes_no_name_that_is_taken(data: Dataset) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) {
+        a = Conv (x, w)
+        q0 = Tanh (a)
+        y = Pow (q0, s0)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).normal(size=(3, 3, 1, 1)).astype(np.float32)
+    for name, value in {"w": weight, "s0": np.array([2], np.float32)}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(value, name))
+    model = from_proto(proto)
+    made = emit(model, _plan(model, data, 8, 8), ORT_CPU)
+    names = [t.name for t in made.graph.initializer]
+    names += [name for node in made.graph.node for name in node.output]
+    assert len(set(names)) == len(names)
+    assert np.array_equal(numpy_helper.to_array(made.graph.initializer[names.index("s0")]), [2])
