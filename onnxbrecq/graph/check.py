@@ -36,6 +36,7 @@ def check(proto: onnx.ModelProto, constants: Constants, where: str) -> int:
         )
     check_tensors(proto, constants, where)
     _edit_domains(proto)
+    _check_imports(proto, where)
     proto.ir_version = max(proto.ir_version, _CONSTANTS_APART)
     known = {function.name for function in proto.functions}
     for graph in graphs(proto.graph):
@@ -91,6 +92,17 @@ def _complaint(error: onnx.checker.ValidationError) -> str:
     said, *context = (" ".join(part.split()) for part in str(error).split("==>"))
     node = re.search(r"Name: (?P<name>.*?) OpType: (?P<op>\S+)", " ".join(context))
     return f"node {node['name']!r} ({node['op']}): {said}" if node else said
+
+
+def _check_imports(proto: onnx.ModelProto, where: str) -> None:
+    """Refuses two opsets of one domain, of which no runtime could tell which is meant."""
+    versions: dict[str, int] = {}
+    for entry in proto.opset_import:
+        if versions.setdefault(entry.domain, entry.version) != entry.version:
+            raise ModelError(
+                f"{where}: it imports opsets {versions[entry.domain]} and {entry.version} of the "
+                f"domain {entry.domain or 'ai.onnx'!r}; export the model again"
+            )
 
 
 def _check_operator(node: onnx.NodeProto, opset: int, where: str) -> None:

@@ -29,7 +29,7 @@ def check_tensors(proto: onnx.ModelProto, constants: Constants, where: str) -> N
     Raises:
         ModelError: names the tensor.
     """
-    _check_text((known.domain for known in proto.opset_import), where)
+    check_text((known.domain for known in proto.opset_import), where)
     for graph in graphs(proto.graph):
         _check_texts(graph, where)
         _check_attributes(graph, where)
@@ -110,15 +110,15 @@ def _is_known(kind: int) -> bool:
 
 
 def _check_texts(graph: onnx.GraphProto, where: str) -> None:
-    """Refuses names that are no text: protobuf hands them out as bytes."""
-    _check_text([graph.name], where)
+    """Refuses names that are no text."""
+    check_text([graph.name], where)
     for node in graph.node:
         texts = (node.name, node.op_type, node.domain, *node.input, *node.output)
-        _check_text((*texts, *(item.name for item in node.attribute)), where)
+        check_text((*texts, *(item.name for item in node.attribute)), where)
     for value in (*graph.input, *graph.output, *graph.value_info):
         dims = value.type.tensor_type.shape.dim
-        _check_text((value.name, *(dim.dim_param for dim in dims)), where)
-    _check_text((tensor.name for tensor in graph.initializer), where)
+        check_text((value.name, *(dim.dim_param for dim in dims)), where)
+    check_text((tensor.name for tensor in graph.initializer), where)
 
 
 def _check_attributes(graph: onnx.GraphProto, where: str) -> None:
@@ -133,7 +133,12 @@ def _check_attributes(graph: onnx.GraphProto, where: str) -> None:
                 )
 
 
-def _check_text(texts: Iterable[str | bytes], where: str) -> None:
+def check_text(texts: Iterable[str | bytes], where: str) -> None:
+    """Refuses texts that are none: protobuf hands those out as bytes.
+
+    Raises:
+        ModelError: says what is there.
+    """
     for text in texts:
         if isinstance(text, bytes):
             raise ModelError(

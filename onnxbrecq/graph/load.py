@@ -20,7 +20,7 @@ from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.batch import edit_batch
 from onnxbrecq.graph.check import check
 from onnxbrecq.graph.check_layers import check_layers, check_unquantized
-from onnxbrecq.graph.check_tensors import check_tensors, item_bits
+from onnxbrecq.graph.check_tensors import check_tensors, check_text, item_bits
 from onnxbrecq.graph.constants import Constants, edit_together
 from onnxbrecq.graph.model import Model, tensors
 from onnxbrecq.graph.normalise import normalise
@@ -161,6 +161,7 @@ def fingerprint(files: Sequence[Path]) -> tuple[int, str]:
 def _edit_external(tensor: TensorProto, path: Path) -> None:
     """Edits an external tensor: it takes in its bytes, from inside the model's folder only."""
     folder = path.parent.resolve()
+    check_text((tensor.name, *(e.key for e in tensor.external_data)), str(path))
     location = _location(tensor)
     if "\0" in location:
         raise ModelError(

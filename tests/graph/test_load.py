@@ -53,6 +53,12 @@ def _parsed(body: str, takes: str = "float[N, 4] x", gives: str = "float[N, 4] y
     return bytes(onnx.parser.parse_model(f"{head} {{ {body} }}").SerializeToString())
 
 
+def _two_opsets() -> onnx.ModelProto:
+    proto = _proto(opset=17)
+    proto.opset_import.add(domain="ai.onnx", version=4)
+    return proto
+
+
 def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
     return lambda: make().SerializeToString()
 
@@ -85,11 +91,14 @@ def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
         (lambda: _parsed("y = Relu (x) y = Abs (x)"), "'y'"),
         (lambda: _parsed("[odd] y = Reluu (x)"), "node 'odd'.*Reluu.*opset 17"),
         (_bytes(lambda: _proto(opset=99)), "opset 99 is not supported"),
+        (_bytes(_two_opsets), "imports opsets 17 and 4 of the domain 'ai.onnx'"),
+        (lambda: _external("short.bin").SerializeToString().replace(b"\x01w", b"\x01\xff"),
+         "is not UTF-8"),
     ],
     ids=["empty", "text", "truncated", "no-graph", "old-opset", "nan", "quantized", "huge",
          "parent", "absolute", "no-name", "missing", "short", "link", "offset", "before",
          "cycle", "no-maker", "attribute", "contradiction", "negative", "twice",
-         "unknown-operator", "new-opset"],
+         "unknown-operator", "new-opset", "two-opsets", "bytes-for-a-name"],
 )  # fmt: skip
 def test_bad_files_get_one_line(tmp_path: Path, content: Callable[[], bytes], said: str) -> None:
     folder = tmp_path / "model"

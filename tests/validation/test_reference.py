@@ -272,3 +272,13 @@ def test_what_float32_cannot_hold_is_no_difference() -> None:
     assert wanted.steps(found).tolist() == [[0.0, 0.0, 0.0]]
     assert np.isfinite(wanted.steps(np.full((1, 3), np.nan, np.float32))).all()
     assert (wanted.steps(-found) > 1).all()
+
+
+def test_whatever_nan_is_quantized_to_is_right() -> None:
+    node, values = _node(
+        "QuantizeLinear", {"x": [np.nan, 1.0], "s": np.float32(0.5), "z": np.uint8(0)}
+    )
+    values["x"] = values["x"].astype(np.float32)
+    wanted = expected(node, values)
+    assert wanted is not None
+    np.testing.assert_array_equal(wanted.steps(np.asarray([77, 3], np.uint8)), [0, 1])
