@@ -9,7 +9,8 @@ folds at load (measured on 1.32), so that QLinearConv and QGemm see an INT8 init
     signed, 2 bits        INT2 -> Cast INT8
     affine and half       UINT4 or UINT2 -> Cast INT32 [-> Mul 2] -> Sub offset -> Cast INT8
 
-The offset is INT8 as well, one of each channel, cast to INT32 for the subtraction.
+The offset, one of each channel, is of the smallest type that holds it, cast to INT32 for the
+subtraction.
 
 In front of a layer whose data is float, Cast FLOAT -> Mul scale takes the place of
 DequantizeLinear: it folds as well, and the layer runs at the speed of the float model. A MatMul or
@@ -21,6 +22,8 @@ turned.)
 For other runtimes the integers stand as INT8 ("int8"), or packed but not decoded ("plain"), each
 with zero point 0 in front of a DequantizeLinear.
 """
+
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -185,7 +188,7 @@ def _int8(graph: GraphWriter, quant: TensorQuant, target: Target) -> str:
     if quant.qtype.step != 1:
         step = graph.shared(f"i{quant.qtype.step}", np.asarray(quant.qtype.step, np.int32))
         value = graph.node("Mul", [value, step], graph.name("w"))
-    value = graph.node("Sub", [value, _offset(graph, quant)], graph.name("w"))
+    value = graph.node("Sub", [value, _offset(graph, quant, target)], graph.name("w"))
     return graph.node("Cast", [value], graph.name("w"), to=TensorProto.INT8)
 
 
@@ -196,11 +199,25 @@ def _packed(graph: GraphWriter, quant: TensorQuant, target: Target) -> str:
     return graph.constant("w", integers.astype(_SIGNED[container_bits(quant.qtype.bits, target)]))
 
 
-def _offset(graph: GraphWriter, quant: TensorQuant) -> str:
+def _offset(graph: GraphWriter, quant: TensorQuant, target: Target) -> str:
     assert quant.levels is not None
     offsets: NDArray[np.int32] = affine.offsets(quant.qtype, quant.zero_point).astype(np.int32)
     if offsets.min() == offsets.max():
         value = int(offsets.flat[0])
         return graph.shared(f"i{value}", np.asarray(value, np.int32))
-    stored = _along(graph, "o", offsets.astype(np.int8), quant)
+    stored = _along(graph, "o", offsets.astype(_kind(offsets, quant, target)), quant)
     return graph.node("Cast", [stored], graph.name("o"), to=TensorProto.INT32)
+
+
+def _kind(offsets: NDArray[np.int32], quant: TensorQuant, target: Target) -> np.dtype[Any]:
+    """The smallest type that holds the offsets and is as old as that of the levels.
+
+    Those of blocks are looked up, which onnxruntime does not do in packed types.
+    """
+    least = 8 if quant.block_size is not None else container_bits(quant.qtype.bits, target)
+    return next(
+        np.dtype(kind)
+        for width in (2, 4, 8) if width >= least
+        for kind in (_UNSIGNED.get(width), _SIGNED[width]) if kind is not None
+        if np.array_equal(offsets.astype(kind).astype(np.int32), offsets)
+    )  # fmt: skip

@@ -24,6 +24,7 @@ from onnxbrecq.plan import QType, QuantPlan
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.runtime.kernels import executed, integer_kernels
 from onnxbrecq.runtime.session import Session
+from onnxbrecq.runtime.trace import optimized
 
 _INVERTED = """
 <ir_version: 8, opset_import: ["" : 13]>
@@ -124,6 +125,44 @@ def test_the_file_holds_the_bits_asked_for(
     packed = {8: TensorProto.INT8, 4: TensorProto.UINT4, 3: TensorProto.UINT4, 2: TensorProto.UINT2}
     assert packed[weights] in kinds
     assert max(o.version for o in proto.opset_import) == (25 if weights == 2 else 21)
+
+
+@pytest.mark.parametrize(
+    ("bits", "ends", "kind"),
+    [
+        (2, (0, 3), TensorProto.UINT2),
+        (2, (-2, 1), TensorProto.INT2),
+        (2, (0, 4), TensorProto.UINT4),
+        (2, (-1, 7), TensorProto.INT4),
+        (2, (-1, 8), TensorProto.INT8),
+        (4, (0, 3), TensorProto.UINT4),
+        (4, (0, 30), TensorProto.INT8),
+    ],
+)
+def test_offsets_are_stored_in_the_smallest_type(
+    model: Model, data: Dataset, bits: int, ends: tuple[int, int], kind: int
+) -> None:
+    """The file holds them in it, and what onnxruntime decodes is the plan's weight."""
+    layer = next(x for x in find_points(model).layers.values() if not x.edge)
+    plan = _plan(model, data, bits, 8)
+    quant = plan.tensors[layer.weight]
+    points = np.resize(np.asarray(ends, np.int32), quant.zero_point.shape)
+    qtype = QType(bits, "half" if bits == 4 else "affine")
+    quant = dataclasses.replace(quant, qtype=qtype, zero_point=points)
+    proto = emit(model, plan.updated({layer.weight: quant}), ORT_CPU)
+    constants = {t.name: t for t in proto.graph.initializer}
+    column = [points.size] + [1] * (len(model.shapes[layer.weight]) - 1)
+    cast = [n.input[0] for n in proto.graph.node if n.op_type == "Cast" and n.input[0] in constants]
+    stored = [constants[name] for name in cast if list(constants[name].dims) == column]
+    held = [t for t in stored if np.array_equal(numpy_helper.to_array(t).ravel(), points)]
+    assert [t.data_type for t in held] == [kind]
+    assert quant.levels is not None
+    weights = [
+        numpy_helper.to_array(t) for t in optimized(proto, 1).graph.initializer
+        if t.data_type == TensorProto.INT8
+    ]  # fmt: skip
+    integers = affine.integers(quant.levels, quant)
+    assert any(np.array_equal(weight, integers) for weight in weights)
 
 
 @pytest.mark.parametrize(("weights", "activations"), _SETTINGS, ids=_IDS)
