@@ -23,7 +23,7 @@ _IR_VERSION = 10
 _CONVERTIBLE = 13  # the oldest opset whose DequantizeLinear takes an axis
 _ALONG_AXIS = 13
 _TRANSFORMS = 11  # the first opset whose Resize says how coordinates are transformed
-_REFUSALS = (RuntimeError, ValueError, version_converter.ConvertError)
+REFUSALS = (RuntimeError, ValueError, version_converter.ConvertError)  # by the converter
 
 
 def edit_opset(proto: onnx.ModelProto, where: str) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ def edit_opset(proto: onnx.ModelProto, where: str) -> tuple[str, ...]:
             _edit_unread_values(graph)
     try:
         upgraded = version_converter.convert_version(source, OPSET)
-    except _REFUSALS as error:
+    except REFUSALS as error:
         if opset < _CONVERTIBLE:
             raise ModelError(
                 f"{where}: {_refused(source)} opset {opset} cannot be converted to {OPSET} "
@@ -127,7 +127,7 @@ def _refused(source: onnx.ModelProto) -> str:
         alone = helper.make_model(graph, opset_imports=source.opset_import)
         try:
             version_converter.convert_version(alone, OPSET)
-        except _REFUSALS:
+        except REFUSALS:
             return f"node {node.name or node.output[0]!r} ({node.op_type}) of"
     return "the model of"
 

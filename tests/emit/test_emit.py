@@ -177,6 +177,18 @@ def test_optimised_and_unoptimised_sessions_agree(
     assert np.square(fast["logits"] - plain["logits"]).mean() < 1e-2 * energy
 
 
+def test_what_onnx_cannot_convert_is_refused(
+    model: Model, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(*_: object) -> onnx.ModelProto:
+        raise RuntimeError("no adapter for Foo\nsomewhere in C++")
+
+    plan = _plan(model, data, 2, 8)
+    monkeypatch.setattr(onnx.version_converter, "convert_version", convert)
+    with pytest.raises(EmissionError, match=r"^opset 21 .* to 25, .*\(no adapter for Foo\); give"):
+        emit(model, plan, ORT_CPU)
+
+
 def test_targets_compute_the_same_as_written(network: Model, data: Dataset) -> None:
     recipe = Recipe(weights=8, activations=8, target="ort-cpu")
     plan = calibrate(network, find_points(network), data, recipe)
