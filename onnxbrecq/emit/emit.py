@@ -138,7 +138,7 @@ def _at_opset(model: Model, opset: int) -> onnx.ModelProto:
         converted = version_converter.convert_version(skeleton(proto), opset)
     except REFUSALS as error:
         raise EmissionError(
-            f"opset {model.opset} cannot be converted to {opset}, which has the types that hold the "
+            f"opset {model.opset} cannot be converted to {opset}, which has the types for the "
             f"weights ({str(error).splitlines()[0]}); give the weights more bits, or export the "
             f"model with opset {opset}"
         ) from error
