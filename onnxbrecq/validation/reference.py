@@ -27,6 +27,7 @@ Array = NDArray[Any]
 Real = NDArray[np.float64]
 Values = Mapping[str, Array]
 
+_FAR = 2.0**53  # steps, where a step is none
 _PATCH_VALUES = 1 << 23  # values of unrolled windows at a time: 64 MB
 _MOVING = frozenset(
     {"Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice",
@@ -60,7 +61,10 @@ class Expected:
             held, wanted = _within(held, top), _within(wanted, top)
         else:
             wanted = np.where(np.isnan(wanted), held, wanted)
-        return np.rint(np.abs(held - wanted) / self.step)
+        off = np.abs(held - wanted)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a damaged file: no step at all
+            steps = np.rint(np.where(off == 0, 0.0, off / self.step))
+        return np.nan_to_num(steps, nan=_FAR, posinf=_FAR)
 
 
 def _within(values: Real, top: float) -> Real:

@@ -11,7 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxbrecq.runtime.session import Session
-from onnxbrecq.validation.reference import expected
+from onnxbrecq.validation.reference import Expected, expected
 
 _DOMAIN = "com.microsoft"
 _RANDOM = np.random.default_rng(0)
@@ -282,3 +282,9 @@ def test_whatever_nan_is_quantized_to_is_right() -> None:
     wanted = expected(node, values)
     assert wanted is not None
     np.testing.assert_array_equal(wanted.steps(np.asarray([77, 3], np.uint8)), [0, 1])
+
+
+@pytest.mark.parametrize("step", [np.nan, 0.0])
+def test_where_a_step_is_none_what_differs_is_far(step: float) -> None:
+    wanted = Expected(np.asarray([1.0, 1.0]), np.float32(step))
+    np.testing.assert_array_equal(wanted.steps(np.asarray([1.0, 2.0], np.float32)), [0, 2.0**53])
