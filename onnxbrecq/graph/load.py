@@ -161,7 +161,8 @@ def fingerprint(files: Sequence[Path]) -> tuple[int, str]:
 def _edit_external(tensor: TensorProto, path: Path) -> None:
     """Edits an external tensor: it takes in its bytes, from inside the model's folder only."""
     folder = path.parent.resolve()
-    check_text((tensor.name, *(e.key for e in tensor.external_data)), str(path))
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    check_text((tensor.name, *entries, *entries.values()), str(path))
     location = _location(tensor)
     if "\0" in location:
         raise ModelError(
@@ -181,7 +182,6 @@ def _edit_external(tensor: TensorProto, path: Path) -> None:
             f"{path}: the external data {location!r} of tensor {tensor.name!r} is missing; "
             "copy it beside the model"
         )
-    entries = {entry.key: entry.value for entry in tensor.external_data}
     needed = -(-math.prod(tensor.dims) * item_bits(tensor, str(path)) // 8)
     offset, length = (_count(path, tensor, entries, key) for key in ("offset", "length"))
     if length not in (None, needed) or (offset or 0) + needed > file.stat().st_size:
@@ -189,6 +189,10 @@ def _edit_external(tensor: TensorProto, path: Path) -> None:
             f"{path}: tensor {tensor.name!r} needs {needed} bytes at {offset or 0} of "
             f"{location!r}, which does not hold them; copy the file again"
         )
+    del tensor.external_data[:]  # onnx warns of entries that it does not know
+    for key, value in {**entries, "location": location}.items():
+        if key in ("location", "offset", "length"):
+            tensor.external_data.add(key=key, value=value)
     external_data_helper.load_external_data_for_tensor(tensor, str(folder))
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]

@@ -94,11 +94,13 @@ def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
         (_bytes(_two_opsets), "imports opsets 17 and 4 of the domain 'ai.onnx'"),
         (lambda: _external("short.bin").SerializeToString().replace(b"\x01w", b"\x01\xff"),
          "is not UTF-8"),
+        (lambda: _external("short.bin", offset="here").SerializeToString()
+         .replace(b"here", b"h\xffre"), "is not UTF-8"),
     ],
     ids=["empty", "text", "truncated", "no-graph", "old-opset", "nan", "quantized", "huge",
          "parent", "absolute", "no-name", "missing", "short", "link", "offset", "before",
          "cycle", "no-maker", "attribute", "contradiction", "negative", "twice",
-         "unknown-operator", "new-opset", "two-opsets", "bytes-for-a-name"],
+         "unknown-operator", "new-opset", "two-opsets", "bytes-for-a-name", "bytes-for-an-offset"],
 )  # fmt: skip
 def test_bad_files_get_one_line(tmp_path: Path, content: Callable[[], bytes], said: str) -> None:
     folder = tmp_path / "model"
@@ -124,7 +126,7 @@ def test_external_data_beside_the_model_is_read(tmp_path: Path) -> None:
     weight = np.arange(12, dtype=np.float32).reshape(4, 3)
     (tmp_path / "data.bin").write_bytes(bytes(8) + weight.tobytes())
     path = tmp_path / "model.onnx"
-    path.write_bytes(_external("data.bin", offset=8, length=48).SerializeToString())
+    path.write_bytes(_external("data.bin", offset=8, length=48, other="theirs").SerializeToString())
     model = load(path)
     np.testing.assert_array_equal(model.initializers["w"], weight)
     assert model.source_bytes == path.stat().st_size + 56
