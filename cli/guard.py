@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+import warnings
 
 from .command import FAILED, INTERRUPTED, say
 from .main import main as program
@@ -19,6 +20,8 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 def main() -> int:
     """The exit status of the program, run with the arguments of the process."""
+    if not sys.warnoptions:  # -W and PYTHONWARNINGS show them
+        warnings.simplefilter("ignore")  # libraries warn programmers, in lines of their own
     if sys.platform != "linux":
         return program()
     parent = os.getpid()

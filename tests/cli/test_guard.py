@@ -18,15 +18,20 @@ sys.exit(guard.main())
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is a guard on Linux only")
 
 
-def _ended(body: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", _CODE.format(body=body)], capture_output=True, text=True, check=False
-    )
+def _ended(body: str, *options: str) -> tuple[int, str]:
+    command = [sys.executable, *options, "-c", _CODE.format(body=body)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr
 
 
 def test_a_status_is_handed_on() -> None:
     assert _ended("return 3") == (3, "")
+
+
+def test_warnings_of_libraries_are_shown_to_who_asks() -> None:
+    body = "import warnings; warnings.warn('for programmers', UserWarning); return 0"
+    assert _ended(body) == (0, "")
+    assert "for programmers" in _ended(body, "-W", "default")[1]
 
 
 @pytest.mark.parametrize("name", ["SIGABRT", "SIGSEGV", "SIGFPE"])
