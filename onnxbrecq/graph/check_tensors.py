@@ -10,6 +10,8 @@ from itertools import islice
 
 import numpy as np
 import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from onnx import TensorProto
 
 from onnxbrecq.errors import ModelError
@@ -18,6 +20,7 @@ from onnxbrecq.graph.model import graphs, tensors
 
 _PACKED = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}  # bits of an element
 _PAIRS = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)  # two numbers in the typed field
+_FREE = ("doc_string", "metadata_props")  # texts that say nothing to us, in whatever encoding
 _MOST_SPARSE = 1 << 32  # elements that a sparse constant may stand for
 
 Values = Iterable[onnx.ValueInfoProto]
@@ -29,9 +32,9 @@ def check_tensors(proto: onnx.ModelProto, constants: Constants, where: str) -> N
     Raises:
         ModelError: names the tensor.
     """
-    check_text((known.domain for known in proto.opset_import), where)
+    for part in (*proto.opset_import, *proto.functions, proto.graph):
+        _check_texts(part, where)
     for graph in graphs(proto.graph):
-        _check_texts(graph, where)
         _check_attributes(graph, where)
         for value in (*graph.input, *graph.output, *graph.value_info):
             _check_type(value, where)
@@ -109,16 +112,18 @@ def _is_known(kind: int) -> bool:
     return bool(kind) and kind in TensorProto.DataType.values()
 
 
-def _check_texts(graph: onnx.GraphProto, where: str) -> None:
-    """Refuses names that are no text."""
-    check_text([graph.name], where)
-    for node in graph.node:
-        texts = (node.name, node.op_type, node.domain, *node.input, *node.output)
-        check_text((*texts, *(item.name for item in node.attribute)), where)
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        dims = value.type.tensor_type.shape.dim
-        check_text((value.name, *(dim.dim_param for dim in dims)), where)
-    check_text((tensor.name for tensor in graph.initializer), where)
+def _check_texts(message: Message, where: str) -> None:
+    """Refuses texts that are none, at any depth, but for those that nothing is done with."""
+    if isinstance(message, TensorProto):  # whose values would be copied
+        check_text([message.name], where)
+        return
+    for field, value in message.ListFields():
+        values = [value] if isinstance(value, str | bytes | Message) else value
+        if field.type == FieldDescriptor.TYPE_STRING and field.name not in _FREE:
+            check_text(values, where)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE and field.name not in _FREE:
+            for part in values:
+                _check_texts(part, where)
 
 
 def _check_attributes(graph: onnx.GraphProto, where: str) -> None:

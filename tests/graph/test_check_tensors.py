@@ -137,8 +137,23 @@ def _set_domain(proto: onnx.ModelProto) -> None:
     proto.opset_import.add(domain="here", version=1)
 
 
+def _set_dimension(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "here"
+
+
+def _set_annotation(proto: onnx.ModelProto) -> None:
+    proto.graph.quantization_annotation.add(tensor_name="here")
+
+
+def _set_attribute(proto: onnx.ModelProto) -> None:
+    constant = helper.make_tensor("here", TensorProto.FLOAT, [1], [0.0])
+    proto.graph.node.append(helper.make_node("Constant", [], ["unread"], value=constant))
+
+
 @pytest.mark.parametrize(
-    "edit", [_set_name, _set_node, _set_domain], ids=lambda edit: edit.__name__
+    "edit",
+    [_set_name, _set_node, _set_domain, _set_dimension, _set_annotation, _set_attribute],
+    ids=lambda edit: edit.__name__,
 )
 def test_a_text_that_is_no_text_is_refused(
     proto: onnx.ModelProto, edit: Edit, tmp_path: Path
@@ -147,6 +162,14 @@ def test_a_text_that_is_no_text_is_refused(
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString().replace(b"here", b"h\xff\xfee"))
     with pytest.raises(ModelError, match="is not UTF-8"):
         load(tmp_path / "m.onnx")
+
+
+def test_what_a_model_says_of_itself_may_be_in_any_encoding(
+    proto: onnx.ModelProto, tmp_path: Path
+) -> None:
+    proto.doc_string = proto.graph.doc_string = proto.graph.node[0].doc_string = "here"
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString().replace(b"here", b"h\xff\xfee"))
+    load(tmp_path / "m.onnx")
 
 
 def test_a_name_of_any_length_is_told_shortly(proto: onnx.ModelProto) -> None:
