@@ -88,9 +88,10 @@ def _told(error: Exception, *, verbose: bool) -> str:
         more = f" (more: docs/troubleshooting.md#{error.topic})" if error.topic else ""
         return f"{error}{more}"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}"
+        told = f"{error.filename or 'a file'} cannot be read or written: {error.strerror}"
+        return str(OnnxbrecqError(told))  # which is of no more than some hundred characters
     hint = "" if verbose else "; run with -v for the traceback"
-    return f"internal error: {type(error).__name__}: {error}{hint}"
+    return f"{OnnxbrecqError(f'internal error: {type(error).__name__}: {error}')}{hint}"
 
 
 @contextlib.contextmanager

@@ -164,12 +164,15 @@ def _edit_external(tensor: TensorProto, path: Path) -> None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     check_text((tensor.name, *entries, *entries.values()), str(path))
     location = _location(tensor)
-    if "\0" in location:
+    try:
+        file = (folder / location).resolve()
+        there = file.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long; a loop of links; a NUL
+        why = getattr(error, "strerror", None) or error
         raise ModelError(
-            f"{path}: tensor {tensor.name!r} refers to {location!r}, which is no file name; the "
-            "file is damaged: copy or export it again"
-        )
-    file = (folder / location).resolve()
+            f"{path}: tensor {tensor.name!r} refers to {location!r}, which is no file ({why}); "
+            "copy or export the model and its data again"
+        ) from error
     if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
         linked = (folder / location).is_symlink()
         remedy = "copy what the link leads to (cp -L)" if linked else "keep external data"
@@ -177,7 +180,7 @@ def _edit_external(tensor: TensorProto, path: Path) -> None:
             f"{path}: tensor {tensor.name!r} refers to {location!r}, outside the model's "
             f"folder; {remedy} beside the model"
         )
-    if not file.is_file():
+    if not there:
         raise ModelError(
             f"{path}: the external data {location!r} of tensor {tensor.name!r} is missing; "
             "copy it beside the model"

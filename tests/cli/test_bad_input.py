@@ -217,3 +217,10 @@ def test_quantize_names_an_operator_that_the_runtime_does_not_know(foreign: Path
     assert [word for word in ("act", "Wobble", "com.example") if word not in done.error] == []
     assert "internal error" not in done.error
     assert not foreign.with_name("net.quant.onnx").exists()
+
+
+def test_a_path_of_any_length_is_told_shortly(run: Run) -> None:
+    done = run("inspect", "m" * 5000)
+    assert done.status == 1
+    assert "too long" in done.err
+    assert len(done.err) < 800
