@@ -45,7 +45,7 @@ from onnxbrecq.errors import EmissionError
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
 from onnxbrecq.graph.points import Layer, Points, Table, activation_bounds, carried, find_points
 from onnxbrecq.graph.skeleton import edit_from_skeleton, skeleton
-from onnxbrecq.graph.upgrade import REFUSALS
+from onnxbrecq.graph.upgrade import REFUSALS, first_line
 from onnxbrecq.plan import QuantPlan, TensorQuant
 
 # Grid, and whether there are more than 8 bits → stem of the zero point's name, type.
@@ -138,8 +138,8 @@ def _at_opset(model: Model, opset: int) -> onnx.ModelProto:
         converted = version_converter.convert_version(skeleton(proto), opset)
     except REFUSALS as error:
         raise EmissionError(
-            f"opset {model.opset} cannot be converted to {opset}, which has the types for the "
-            f"weights ({str(error).splitlines()[0]}); give the weights more bits, or export the "
+            f"opset {model.opset} cannot be converted to {opset}, which has the types that "
+            f"these bits need ({first_line(error)}); choose 8 bits, or export the "
             f"model with opset {opset}"
         ) from error
     edit_from_skeleton(proto, converted)

@@ -7,6 +7,7 @@ import graphlib
 import re
 
 import onnx
+from onnx import helper
 
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.check_tensors import check_tensors
@@ -36,7 +37,6 @@ def check(proto: onnx.ModelProto, constants: Constants, where: str) -> int:
         )
     check_tensors(proto, constants, where)
     _edit_domains(proto)
-    _check_imports(proto, where)
     proto.ir_version = max(proto.ir_version, _CONSTANTS_APART)
     known = {function.name for function in proto.functions}
     for graph in graphs(proto.graph):
@@ -85,6 +85,10 @@ def _edit_domains(proto: onnx.ModelProto) -> None:
     for named in (*nodes, *(entry for owner in owners for entry in owner.opset_import)):
         if named.domain in STANDARD_DOMAINS:
             named.domain = ""
+    for owner in owners:  # the version converter takes each domain once
+        versions = {entry.domain: entry.version for entry in owner.opset_import}
+        del owner.opset_import[:]
+        owner.opset_import.extend(helper.make_opsetid(*known) for known in versions.items())
 
 
 def _complaint(error: onnx.checker.ValidationError) -> str:
@@ -92,17 +96,6 @@ def _complaint(error: onnx.checker.ValidationError) -> str:
     said, *context = (" ".join(part.split()) for part in str(error).split("==>"))
     node = re.search(r"Name: (?P<name>.*?) OpType: (?P<op>\S+)", " ".join(context))
     return f"node {node['name']!r} ({node['op']}): {said}" if node else said
-
-
-def _check_imports(proto: onnx.ModelProto, where: str) -> None:
-    """Refuses two opsets of one domain, of which no runtime could tell which is meant."""
-    versions: dict[str, int] = {}
-    for entry in proto.opset_import:
-        if versions.setdefault(entry.domain, entry.version) != entry.version:
-            raise ModelError(
-                f"{where}: it imports opsets {versions[entry.domain]} and {entry.version} of the "
-                f"domain {entry.domain or 'ai.onnx'!r}; export the model again"
-            )
 
 
 def _check_operator(node: onnx.NodeProto, opset: int, where: str) -> None:

@@ -16,11 +16,15 @@ from onnx import TensorProto
 
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.constants import Constants
-from onnxbrecq.graph.model import graphs, tensors
+from onnxbrecq.graph.model import STANDARD_DOMAINS, graphs, tensors
 
 _PACKED = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}  # bits of an element
 _PAIRS = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)  # two numbers in the typed field
-_FREE = ("doc_string", "metadata_props")  # texts that say nothing to us, in whatever encoding
+_FREE = (
+    "denotation",
+    "doc_string",
+    "metadata_props",
+)  # texts that say nothing to us, in whatever encoding
 _MOST_SPARSE = 1 << 32  # elements that a sparse constant may stand for
 
 Values = Iterable[onnx.ValueInfoProto]
@@ -34,6 +38,8 @@ def check_tensors(proto: onnx.ModelProto, constants: Constants, where: str) -> N
     """
     for part in (*proto.opset_import, *proto.functions, proto.graph):
         _check_texts(part, where)
+    for owner in (proto, *proto.functions):
+        _check_imports(owner.opset_import, where)
     for graph in graphs(proto.graph):
         _check_attributes(graph, where)
         for value in (*graph.input, *graph.output, *graph.value_info):
@@ -110,6 +116,18 @@ def _check_type(value: onnx.ValueInfoProto, where: str) -> None:
 
 def _is_known(kind: int) -> bool:
     return bool(kind) and kind in TensorProto.DataType.values()
+
+
+def _check_imports(imports: Iterable[onnx.OperatorSetIdProto], where: str) -> None:
+    """Refuses two opsets of one domain."""
+    versions: dict[str, int] = {}
+    for entry in imports:
+        domain = "ai.onnx" if entry.domain in STANDARD_DOMAINS else entry.domain
+        if versions.setdefault(domain, entry.version) != entry.version:
+            raise ModelError(
+                f"{where}: it imports opsets {versions[domain]} and {entry.version} of the domain "
+                f"{domain!r}; export the model again"
+            )
 
 
 def _check_texts(message: Message, where: str) -> None:

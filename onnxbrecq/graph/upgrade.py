@@ -49,8 +49,7 @@ def edit_opset(proto: onnx.ModelProto, where: str) -> tuple[str, ...]:
         if opset < _CONVERTIBLE:
             raise ModelError(
                 f"{where}: {_refused(source)} opset {opset} cannot be converted to {OPSET} "
-                f"({str(error).splitlines()[0]}); export the model with opset {_CONVERTIBLE} or "
-                "above"
+                f"({first_line(error)}); export the model with opset {_CONVERTIBLE} or above"
             ) from error
         return (f"opset {opset} kept (not convertible): weights are stored in 8 bits",)
     if opset < _TRANSFORMS:
@@ -60,6 +59,11 @@ def edit_opset(proto: onnx.ModelProto, where: str) -> tuple[str, ...]:
     _restore(upgraded, source)
     edit_from_skeleton(proto, upgraded)
     return ()
+
+
+def first_line(refusal: Exception) -> str:
+    """What the converter says, without where in its code."""
+    return str(refusal).partition("\n")[0]
 
 
 def _edit_hardmax(graph: onnx.GraphProto) -> None:

@@ -63,7 +63,7 @@ class Expected:
             wanted = np.where(np.isnan(wanted), held, wanted)
         off = np.abs(held - wanted)
         with np.errstate(divide="ignore", invalid="ignore"):  # a damaged file: no step at all
-            steps = np.rint(np.where(off == 0, 0.0, off / self.step))
+            steps = np.rint(np.where(off == 0, 0.0, off / np.abs(self.step)))
         return np.nan_to_num(steps, nan=_FAR, posinf=_FAR)
 
 

@@ -185,7 +185,9 @@ def test_what_onnx_cannot_convert_is_refused(
 
     plan = _plan(model, data, 2, 8)
     monkeypatch.setattr(onnx.version_converter, "convert_version", convert)
-    with pytest.raises(EmissionError, match=r"^opset 21 .* to 25, .*\(no adapter for Foo\); give"):
+    with pytest.raises(
+        EmissionError, match=r"^opset 21 .* to 25, .*\(no adapter for Foo\); choose"
+    ):
         emit(model, plan, ORT_CPU)
 
 

@@ -136,6 +136,13 @@ def test_external_data_beside_the_model_is_read(tmp_path: Path) -> None:
     assert model.source_bytes == path.stat().st_size + 56
 
 
+def test_one_domain_under_its_two_names_is_imported_once() -> None:
+    proto = _proto(opset=17)
+    proto.opset_import.add(domain="ai.onnx", version=17)
+    imports = from_proto(proto).proto.opset_import
+    assert [(known.domain, known.version) for known in imports] == [("", 21)]
+
+
 def test_custom_domain_is_kept() -> None:
     proto = _proto()
     proto.opset_import.add(domain="my.domain", version=1)

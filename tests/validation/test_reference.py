@@ -288,3 +288,8 @@ def test_whatever_nan_is_quantized_to_is_right() -> None:
 def test_where_a_step_is_none_what_differs_is_far(step: float) -> None:
     wanted = Expected(np.asarray([1.0, 1.0]), np.float32(step))
     np.testing.assert_array_equal(wanted.steps(np.asarray([1.0, 2.0], np.float32)), [0, 2.0**53])
+
+
+def test_steps_count_alike_in_both_directions() -> None:
+    wanted = Expected(np.asarray([1.0, 1.0]), np.float32(-0.5))
+    np.testing.assert_array_equal(wanted.steps(np.asarray([2.0, 0.0], np.float32)), [2, 2])
