@@ -9,8 +9,8 @@ folds at load (measured on 1.32), so that QLinearConv and QGemm see an INT8 init
     signed, 2 bits        INT2 -> Cast INT8
     affine and half       UINT4 or UINT2 -> Cast INT32 [-> Mul 2] -> Sub offset -> Cast INT8
 
-The offset, one of each channel, is of the smallest type that holds it, cast to INT32 for the
-subtraction.
+The offset, one of each channel, is of the smallest type that holds those of the grid, cast to INT32
+for the subtraction.
 
 In front of a layer whose data is float, Cast FLOAT -> Mul scale takes the place of
 DequantizeLinear: it folds as well, and the layer runs at the speed of the float model. A MatMul or
@@ -210,14 +210,19 @@ def _offset(graph: GraphWriter, quant: TensorQuant, target: Target) -> str:
 
 
 def _kind(offsets: NDArray[np.int32], quant: TensorQuant, target: Target) -> np.dtype[Any]:
-    """The smallest type that holds the offsets and is as old as that of the levels.
+    """The smallest type for the offsets that such a grid can have, whichever its channels have.
 
-    Those of blocks are looked up, which onnxruntime does not do in packed types.
+    Zero lies on an affine grid, and at most half a step beside a half one. An offset of another
+    tool's may be any: INT8. So are those that blocks look up, which onnxruntime does not do in
+    packed types.
     """
-    least = 8 if quant.block_size is not None else container_bits(quant.qtype.bits, target)
-    return next(
-        np.dtype(kind)
-        for width in (2, 4, 8) if width >= least
-        for kind in (_UNSIGNED.get(width), _SIGNED[width]) if kind is not None
-        if np.array_equal(offsets.astype(kind).astype(np.int32), offsets)
-    )  # fmt: skip
+    beside = 1 if quant.qtype.grid == "half" else 0
+    possible = np.arange(-beside, quant.qtype.step * (quant.qtype.levels - 1) + beside + 1)
+    if quant.block_size is None and np.isin(offsets, possible).all():
+        least = container_bits(quant.qtype.bits, target)
+        for kinds in (_UNSIGNED, _SIGNED):
+            for width in sorted(kinds):
+                kind: np.dtype[Any] = np.dtype(kinds[width])
+                if least <= width and np.array_equal(possible.astype(kind).astype(int), possible):
+                    return kind
+    return np.dtype(np.int8)

@@ -128,26 +128,28 @@ def test_the_file_holds_the_bits_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("bits", "ends", "kind"),
+    ("qtype", "ends", "kind"),
     [
-        (2, (0, 3), TensorProto.UINT2),
-        (2, (-2, 1), TensorProto.INT2),
-        (2, (0, 4), TensorProto.UINT4),
-        (2, (-1, 7), TensorProto.INT4),
-        (2, (-1, 8), TensorProto.INT8),
-        (4, (0, 3), TensorProto.UINT4),
-        (4, (0, 30), TensorProto.INT8),
+        (QType(2, "affine"), (0, 3), TensorProto.UINT2),
+        (QType(2, "affine"), (0, 4), TensorProto.INT8),  # zero lies beside the grid
+        (QType(2, "affine"), (-1, 1), TensorProto.INT8),
+        (QType(2, "half"), (1, 3), TensorProto.INT4),  # of -1 to 7
+        (QType(2, "half"), (-1, 7), TensorProto.INT4),
+        (QType(2, "half"), (0, 8), TensorProto.INT8),
+        (QType(3, "affine"), (0, 7), TensorProto.UINT4),
+        (QType(3, "half"), (0, 3), TensorProto.INT8),  # of -1 to 15
+        (QType(4, "affine"), (0, 3), TensorProto.UINT4),
+        (QType(4, "half"), (0, 3), TensorProto.INT8),  # of -1 to 31
     ],
 )
 def test_offsets_are_stored_in_the_smallest_type(
-    model: Model, data: Dataset, bits: int, ends: tuple[int, int], kind: int
+    model: Model, data: Dataset, qtype: QType, ends: tuple[int, int], kind: int
 ) -> None:
     """The file holds them in it, and what onnxruntime decodes is the plan's weight."""
     layer = next(x for x in find_points(model).layers.values() if not x.edge)
-    plan = _plan(model, data, bits, 8)
+    plan = _plan(model, data, qtype.bits, 8)
     quant = plan.tensors[layer.weight]
     points = np.resize(np.asarray(ends, np.int32), quant.zero_point.shape)
-    qtype = QType(bits, "half" if bits == 4 else "affine")
     quant = dataclasses.replace(quant, qtype=qtype, zero_point=points)
     proto = emit(model, plan.updated({layer.weight: quant}), ORT_CPU)
     constants = {t.name: t for t in proto.graph.initializer}
