@@ -85,7 +85,7 @@ def _edit_domains(proto: onnx.ModelProto) -> None:
     for named in (*nodes, *(entry for owner in owners for entry in owner.opset_import)):
         if named.domain in STANDARD_DOMAINS:
             named.domain = ""
-    for owner in owners:  # the version converter takes each domain once
+    for owner in owners:  # under its one name now, each domain is imported once
         versions = {entry.domain: entry.version for entry in owner.opset_import}
         del owner.opset_import[:]
         owner.opset_import.extend(helper.make_opsetid(*known) for known in versions.items())

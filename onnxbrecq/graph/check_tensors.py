@@ -1,5 +1,6 @@
 """What the tensors of an untrusted file may not be: every name is text, every type is known, and a
-constant holds as many bytes as its type and dimensions say. Attributes have values of their own.
+constant holds as many bytes as its type and dimensions say. Attributes have values of their own,
+and a domain has one opset.
 
 So whatever is allocated for a constant later is no larger than what was read.
 """
@@ -20,11 +21,7 @@ from onnxbrecq.graph.model import STANDARD_DOMAINS, graphs, tensors
 
 _PACKED = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}  # bits of an element
 _PAIRS = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)  # two numbers in the typed field
-_FREE = (
-    "denotation",
-    "doc_string",
-    "metadata_props",
-)  # texts that say nothing to us, in whatever encoding
+_FREE = ("denotation", "doc_string", "metadata_props")  # texts that say nothing to us
 _MOST_SPARSE = 1 << 32  # elements that a sparse constant may stand for
 
 Values = Iterable[onnx.ValueInfoProto]

@@ -137,7 +137,13 @@ def _bound(proto: onnx.ModelProto, model: Model, layers: Sequence[LayerFacts]) -
         if name not in named | tables
     )
     others += sum(model.elements(name) for name in tables)
-    weights = sum((layer.weight_bits or 32) * layer.parameters / 8 for layer in layers)
+    # Layers whose weights are equal share one, which is there once.
+    stored = {
+        points.points[points.layers[layer.name].weight].group: layer
+        for layer in layers
+        if layer.name in points.layers
+    }
+    weights = sum((layer.weight_bits or 32) * layer.parameters / 8 for layer in stored.values())
     scales = {
         node.input[1]
         for node in proto.graph.node
