@@ -16,6 +16,7 @@ from onnxbrecq.graph.model import STANDARD_DOMAINS, graphs, node_inputs
 from onnxbrecq.graph.skeleton import skeleton
 
 _OLDEST_OPSET = 7
+_LAID_OUT = ("com.microsoft.nchwc", "com.ms.internal.nhwc")  # by ORT_ENABLE_ALL
 _CONSTANTS_APART = 4  # the first IR version whose initializers need not be graph inputs
 
 
@@ -43,6 +44,12 @@ def check(proto: onnx.ModelProto, constants: Constants, where: str) -> int:
         for node in graph.node:
             if node.domain in STANDARD_DOMAINS and node.op_type not in known:
                 _check_operator(node, int(opset), where)
+            elif node.domain in _LAID_OUT:
+                raise ModelError(
+                    f"{where}: node {_named(node)} ({node.domain}.{node.op_type}) is laid out for "
+                    "one processor; quantize the model that onnxruntime optimized, or have it "
+                    "saved with ORT_ENABLE_EXTENDED at most"
+                )
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         _edit_dimensions(value, where)
     _edit_order(proto.graph, where)

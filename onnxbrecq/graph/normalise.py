@@ -5,7 +5,8 @@ passes that rewrite nodes are in `onnxbrecq.graph.passes`. A function named `edi
 graph that it is given and says whether anything changed; `normalise` works on a copy.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,12 @@ from onnx import inliner, numpy_helper
 from onnxbrecq.graph.conditions import edit_conditions
 from onnxbrecq.graph.constants import Constants, add, remove, with_values
 from onnxbrecq.graph.folding import edit_constants
-from onnxbrecq.graph.model import STANDARD_DOMAINS, Norm, attribute, node_inputs
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Norm, attribute, graphs, node_inputs
 from onnxbrecq.graph.norms import norms
 from onnxbrecq.graph.passes.arithmetic import edit_constant_pairs, edit_neutral
 from onnxbrecq.graph.passes.editor import Editor
 from onnxbrecq.graph.passes.functions import edit_functions, edit_prelu, edit_swish
+from onnxbrecq.graph.passes.fused import edit_fused
 from onnxbrecq.graph.passes.heads import edit_heads
 from onnxbrecq.graph.passes.layer_norm import edit_layer_normalization
 from onnxbrecq.graph.passes.order import edit_order
@@ -33,6 +35,7 @@ _REWRITES = (
     edit_neutral, edit_swish, edit_prelu, edit_functions, edit_layer_normalization, edit_gemms,
     edit_scales, edit_constant_pairs, edit_auto_pads, edit_pads, edit_heads,
 )  # fmt: skip
+_NAMED = 3  # nodes in a note
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 
 
@@ -61,6 +64,9 @@ def normalise(copy: onnx.ModelProto, constants: Constants, where: str) -> Canoni
     notes = edit_opset(copy, where)
     edit_sharing(copy.graph, constants)
     infer_shapes(copy, where)
+    if _rewritten(copy, constants, [edit_fused]):  # before half precision, which it would keep
+        edit_dead_code(copy.graph, constants)
+        infer_shapes(copy, where)
     half, stored_type = half_type(copy), int(onnx.TensorProto.FLOAT)
     obstacle = None if half is None else widening_obstacle(copy.graph)
     if obstacle is not None:
@@ -74,7 +80,7 @@ def normalise(copy: onnx.ModelProto, constants: Constants, where: str) -> Canoni
         changed = edit_constants(copy, constants)
         changed |= edit_identities(copy.graph)
         known.update(norms(copy.graph, constants))
-        changed |= _rewritten(copy, constants)
+        changed |= _rewritten(copy, constants, _REWRITES)
         changed |= edit_dead_code(copy.graph, constants)
         infer_shapes(copy, where)
         if not changed:
@@ -84,15 +90,36 @@ def normalise(copy: onnx.ModelProto, constants: Constants, where: str) -> Canoni
     edit_order(copy.graph)
     infer_shapes(copy, where)
     edit_names(copy.graph)
+    edit_imports(copy)
     made = {name for node in copy.graph.node for name in node.output}
     known = {name: norm for name, norm in known.items() if name in made}
-    return Canonical(copy, notes, stored_type, known)
+    return Canonical(copy, (*notes, *_foreign_notes(copy.graph)), stored_type, known)
 
 
-def _rewritten(proto: onnx.ModelProto, constants: Constants) -> bool:
+def _foreign_notes(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """What to know of nodes of other domains, whose weights nobody here understands."""
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    counts: dict[str, int] = {}
+    for node in graph.node:
+        weights = [known[name] for name in node.input if name in known]
+        count = sum(math.prod(t.dims) for t in weights if t.data_type in _FLOATS)
+        if node.domain not in STANDARD_DOMAINS and any(len(t.dims) > 1 for t in weights):
+            counts[f"{node.name!r} ({node.domain}.{node.op_type})"] = count
+    if not counts:
+        return ()
+    named = ", ".join([*list(counts)[:_NAMED], *(["..."] if len(counts) > _NAMED else [])])
+    return (
+        f"{sum(counts.values()):,} weights are not quantized, and their work is in no figure; "
+        f"nodes of other domains hold them: {named}",
+    )
+
+
+def _rewritten(
+    proto: onnx.ModelProto, constants: Constants, passes: Iterable[Callable[[Editor], None]]
+) -> bool:
     """Edits `proto` by the passes that replace nodes; says whether any did."""
     editor = Editor(proto, constants)
-    for edit in _REWRITES:
+    for edit in passes:
         edit(editor)
     return editor.write()
 
@@ -198,6 +225,15 @@ def edit_dead_code(graph: onnx.GraphProto, constants: Constants) -> bool:
         graph.node.extend(kept)
         remove(graph, constants, [tensor.name for tensor in unread])
     return changed
+
+
+def edit_imports(proto: onnx.ModelProto) -> None:
+    """Operator sets that no node is of any more are not imported; the default one is."""
+    used = {node.domain for graph in graphs(proto.graph) for node in graph.node}
+    kept = [o for o in proto.opset_import if o.domain in used or o.domain in STANDARD_DOMAINS]
+    kept = [onnx.helper.make_opsetid(o.domain, o.version) for o in kept]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
 
 
 def edit_names(graph: onnx.GraphProto) -> None:

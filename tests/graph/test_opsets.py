@@ -135,7 +135,7 @@ def test_subgraphs_are_upgraded_too(opset: int) -> None:
 
 
 def test_a_custom_node_beside_old_ones_passes() -> None:
-    body = "h = Softmax <axis = 1> (x) y = com.microsoft.Gelu (h)"
+    body = "h = Softmax <axis = 1> (x) y = com.microsoft.Trilu (h)"
     proto = _model(body, 11)
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     x = np.random.default_rng(1).normal(size=(2, 4, 6, 6)).astype(np.float32)

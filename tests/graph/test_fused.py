@@ -1,0 +1,271 @@
+"""What onnxruntime fused becomes ONNX's own operators, which compute what it computed."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.load import from_proto, load
+from onnxbrecq.graph.points import find_points
+from onnxbrecq.runtime.session import Session
+
+_ROUNDING = 1e-5  # chains of float32 operations in another order, or another erf or tanh
+_SHAPES = {
+    "w": (8, 4, 3, 3), "b": (8,), "m": (6, 5), "mt": (5, 6), "row": (5,), "bias6": (6,),
+    "gamma": (6,), "beta": (6,), "qkv": (6, 24), "qkv_bias": (24,), "odd": (6, 20),
+    "odd_bias": (20,), "near": (1, 4, 3, 3),
+}  # fmt: skip
+_IMAGE = ("float[N, 4, 6, 6] x, float[N, 8, 4, 4] z", {"x": (2, 4, 6, 6), "z": (2, 8, 4, 4)})
+_ROWS = ("float[N, 6] x", {"x": (2, 6)})
+_TOKENS = ("float[N, 3, 6] x, float[N, 3, 6] z", {"x": (2, 3, 6), "z": (2, 3, 6)})
+_HEADS = ("float[N, 4, 3, 6] x, float[N, 4, 5, 6] z", {"x": (2, 4, 3, 6), "z": (2, 4, 5, 6)})
+_MASKED = ("float[N, 3, 6] x, int32[N, 3] keep", {"x": (2, 3, 6), "keep": (2, 3)})
+_SEEN = ("float[N, 3, 6] x, int32[N, 3, 3] keep", {"x": (2, 3, 6), "keep": (2, 3, 3)})
+
+_FIXTURES = Path(__file__).parents[2] / "fixtures"
+Given = tuple[str, dict[str, tuple[int, ...]]]
+
+
+def _model(body: str, takes: str, opset: int = 21) -> onnx.ModelProto:
+    text = f"""<ir_version: 9, opset_import: ["" : {opset}, "com.microsoft" : 1]>
+        net ({takes}) => (float y) {{ {body} }}"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    random = np.random.default_rng(0)
+    read = {name for node in proto.graph.node for name in node.input}
+    for name, shape in _SHAPES.items():
+        if name in read:
+            array = random.normal(size=shape).astype(np.float32)
+            proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    return proto
+
+
+def _feed(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(1)
+    feed = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    if "keep" in shapes:  # no row hides everything
+        keep = random.integers(0, 2, shapes["keep"]).astype(np.int32)
+        keep[..., 0] = 1
+        feed["keep"] = keep
+    return feed
+
+
+def _operators(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """The operators of the canonical model, which computes what its source does."""
+    model = from_proto(proto)
+    feed = {name: array for name, array in _feed(shapes).items() if name in model.inputs}
+    source = Session(proto, threads=1).run(feed)["y"]
+    made = Session(model.proto, threads=1).run(feed)["y"]
+    np.testing.assert_allclose(made, source, atol=_ROUNDING * float(np.abs(source).max()), rtol=0)
+    return [f"{node.domain}.{node.op_type}".lstrip(".") for node in model.nodes]
+
+
+@pytest.mark.parametrize(
+    ("body", "given", "left"),
+    [
+        ("y = com.microsoft.FusedConv <pads = [0, 0, 0, 0]> (x, w, b)", _IMAGE, ["Conv"]),
+        *(
+            (f'y = com.microsoft.FusedConv <activation = "{kind}"> (x, w, b)', _IMAGE,
+             ["Conv", kind])
+            for kind in ("Relu", "Sigmoid", "Tanh")
+        ),
+        ('y = com.microsoft.FusedConv <activation = "Relu", strides = [2, 2]> (x, w)', _IMAGE,
+         ["Conv", "Relu"]),
+        ('y = com.microsoft.FusedConv <activation = "LeakyRelu", activation_params = [0.3]> '
+         "(x, w, b)", _IMAGE, ["Conv", "LeakyRelu"]),
+        ('y = com.microsoft.FusedConv <activation = "Clip", activation_params = [-1.0, 2.0]> '
+         "(x, w, b)", _IMAGE, ["Conv", "Clip"]),
+        ('y = com.microsoft.FusedConv <activation = "HardSigmoid", activation_params = [0.3, 0.4]>'
+         " (x, w, b)", _IMAGE, ["Conv", "HardSigmoid"]),
+        ('y = com.microsoft.FusedConv <activation = "Relu"> (x, w, b, z)', _IMAGE,
+         ["Conv", "Add", "Relu"]),
+        ("y = com.microsoft.FusedConv (x, w, b, z)", _IMAGE, ["Conv", "Add"]),
+        ('y = com.microsoft.FusedConv <activation = "Relu"> (x, w, , z)', _IMAGE,
+         ["Conv", "Add", "Relu"]),
+        ('y = com.microsoft.FusedGemm <activation = "Relu"> (x, m, row)', _ROWS, ["Gemm", "Relu"]),
+        ('y = com.microsoft.FusedGemm <activation = "LeakyRelu", activation_alpha = 0.3, '
+         "transB = 1, alpha = 0.5> (x, mt, row)", _ROWS, ["Gemm", "LeakyRelu"]),
+        ('y = com.microsoft.FusedGemm <activation = "HardSigmoid", activation_alpha = 0.3, '
+         "activation_beta = 0.4> (x, m)", _ROWS, ["Gemm", "HardSigmoid"]),
+        ('y = com.microsoft.FusedGemm <activation = "Softplus"> (x, m)', _ROWS,
+         ["Gemm", "Softplus"]),
+    ],
+)  # fmt: skip
+def test_a_layer_and_its_activation_function(body: str, given: Given, left: list[str]) -> None:
+    takes, shapes = given
+    assert _operators(_model(body, takes), shapes) == left
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reads", "left"),
+    [
+        ("", "x, m", ["MatMul"]),
+        ("alpha = 0.5", "x, m", ["MatMul"]),  # in the weight
+        ("transB = 1", "x, mt", ["MatMul"]),
+        ("transB = 1, alpha = 0.25", "x, z", ["Transpose", "MatMul", "Mul"]),
+        ("transA = 1", "x, x2", ["Transpose", "MatMul"]),
+        ("transBatchA = 1, transBatchB = 1, transB = 1", "x, x2",
+         ["Transpose", "Transpose", "MatMul"]),
+        ("transBatchA = 1, transA = 1, transBatchB = 1", "x, x2",
+         ["Transpose", "Transpose", "MatMul"]),
+    ],
+)  # fmt: skip
+def test_a_product_of_what_is_transposed(attributes: str, reads: str, left: list[str]) -> None:
+    takes, shapes = _HEADS
+    before = "x2 = Neg (x) " if "x2" in reads else ""
+    said = f" <{attributes}>" if attributes else ""
+    body = f"{before}y = com.microsoft.FusedMatMul{said} ({reads})"
+    made = _operators(_model(body, takes), shapes)
+    assert [op for op in made if op != "Neg"] == left
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("y = com.microsoft.Gelu (x)", ["Gelu"]),
+        ("y = com.microsoft.BiasGelu (x, bias6)", ["Add", "Gelu"]),
+        ("y = com.microsoft.FastGelu (x)", ["Gelu"]),
+        ("y = com.microsoft.FastGelu (x, bias6)", ["Add", "Gelu"]),
+        ("y = com.microsoft.QuickGelu (x)", ["Mul", "Sigmoid", "Mul"]),
+        ("y = com.microsoft.QuickGelu <alpha = 1.0> (x)", ["Sigmoid", "Mul"]),
+        ("y = com.microsoft.SkipLayerNormalization (x, z, gamma)", ["Add", "LayerNormalization"]),
+        ("y = com.microsoft.SkipLayerNormalization <epsilon = 0.01> (x, z, gamma, beta, bias6)",
+         ["Add", "Add", "LayerNormalization"]),
+        ("h, , , s = com.microsoft.SkipLayerNormalization (x, z, gamma, beta) y = Mul (h, s)",
+         ["Add", "LayerNormalization", "Mul"]),
+        ("h, , , s = com.microsoft.SkipLayerNormalization (x, z, gamma, , bias6) y = Mul (h, s)",
+         ["Add", "Add", "LayerNormalization", "Mul"]),
+    ],
+)  # fmt: skip
+def test_functions_and_normalizations(body: str, left: list[str]) -> None:
+    takes, shapes = _TOKENS
+    assert _operators(_model(body, takes), shapes) == left
+
+
+@pytest.mark.parametrize(
+    ("body", "given", "layers"),
+    [
+        ("y = com.microsoft.Attention <num_heads = 2> (x, qkv, qkv_bias)", _TOKENS, 3),
+        ("y = com.microsoft.Attention <num_heads = 2, scale = 0.7> (x, qkv, qkv_bias)", _TOKENS, 3),
+        ("y = com.microsoft.Attention <num_heads = 2, qkv_hidden_sizes = [6, 6, 8]> "
+         "(x, odd, odd_bias)", _TOKENS, 3),
+        ("y = com.microsoft.Attention <num_heads = 4> (x, qkv, qkv_bias, keep)", _MASKED, 3),
+        ("y = com.microsoft.Attention <num_heads = 2, mask_filter_value = -2.0> "
+         "(x, qkv, qkv_bias, keep)", _MASKED, 3),
+        ("y = com.microsoft.Attention <num_heads = 2, mask_filter_value = -3.0> "
+         "(x, qkv, qkv_bias, keep)", _SEEN, 3),
+        ("y = com.microsoft.Attention <num_heads = 1> (x, qkv, qkv_bias, , , near)", _TOKENS, 3),
+    ],
+)  # fmt: skip
+def test_attention_has_a_layer_for_each_part(
+    body: str, given: Given, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_SHAPES, "near", (1, 1, 3, 3))
+    takes, shapes = given
+    proto = _model(body, takes)
+    made = _operators(proto, shapes)
+    assert not [op for op in made if "." in op]
+    found = find_points(from_proto(proto)).layers.values()
+    assert len([layer for layer in found if layer.weight]) == layers
+
+
+@pytest.mark.parametrize(
+    ("body", "given", "op"),
+    [
+        ('y = com.microsoft.FusedGemm <activation = "ScaledTanh", activation_alpha = 1.0, '
+         "activation_beta = 1.0> (x, m)", _ROWS, "FusedGemm"),
+        ("h, i, , = com.microsoft.SkipLayerNormalization (x, z, gamma) y = Mul (h, i)", _TOKENS,
+         "SkipLayerNormalization"),
+        ("y = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, qkv, qkv_bias)",
+         _TOKENS, "Attention"),
+        ("y, p = com.microsoft.Attention <num_heads = 2> (x, qkv, qkv_bias)", _TOKENS,
+         "Attention"),
+        ("y = com.microsoft.Inverse (x)", ("float[N, 3, 3] x", {"x": (2, 3, 3)}), "Inverse"),
+    ],
+)  # fmt: skip
+def test_what_has_no_like_in_onnx_stays(body: str, given: Given, op: str) -> None:
+    takes, _ = given
+    made = from_proto(_model(body, takes))
+    assert [node.op_type for node in made.nodes if node.domain] == [op]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'y = com.microsoft.FusedConv <activation = 3> (x, w)',
+        'y = com.microsoft.FusedConv <group = "one"> (x, w)',
+        "y = com.microsoft.FusedConv <own = 1> (x, w)",
+        "y = com.microsoft.FusedConv (x)",
+        "y = com.microsoft.FusedConv (x, w, b, z, z)",
+        'y = com.microsoft.FusedConv <activation = "Clip", activation_params = [1.0]> (x, w)',
+        'y = com.microsoft.FusedConv <activation = "LeakyRelu"> (x, w)',
+        "y = com.microsoft.FusedMatMul (x, )",
+        'y = com.microsoft.FusedMatMul <alpha = "half"> (x, z)',
+        "y = com.microsoft.SkipLayerNormalization (x, , b)",
+        "y = com.microsoft.Attention <num_heads = 0> (x, qkv, qkv_bias)",
+        "y = com.microsoft.Attention <num_heads = 5> (x, qkv, qkv_bias)",
+        "y = com.microsoft.Attention <num_heads = 2> (x, b, b)",
+        "y = com.microsoft.Attention <num_heads = 2, qkv_hidden_sizes = [8, 8]> (x, qkv, qkv_bias)",
+        "y = com.microsoft.Attention <num_heads = 2> (x, qkv, b)",
+    ],
+)  # fmt: skip
+def test_what_is_no_such_operator_is_left_to_onnxruntime_to_refuse(body: str) -> None:
+    (node,) = from_proto(_model(body, _IMAGE[0])).nodes
+    assert node.domain == "com.microsoft"
+
+
+def test_half_precision_is_widened_through_what_was_fused() -> None:
+    body = 'a = com.microsoft.FusedConv <activation = "Clip", activation_params = [0.0, 6.0]> '
+    proto = _model(f"{body} (x, w, b) y = com.microsoft.Gelu (a)", _IMAGE[0])
+    for tensor in proto.graph.initializer:
+        half = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    model = from_proto(proto)
+    inner = [node.op_type for node in model.nodes if node.op_type != "Cast"]
+    assert inner == ["Conv", "Clip", "Gelu"]
+    assert model.dtypes["a"] == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("name", ["residual", "detector", "vit", "language"])
+def test_a_network_saved_by_onnxruntime_is_the_network_again(name: str, tmp_path: Path) -> None:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "saved.onnx")
+    ort.InferenceSession(_FIXTURES / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+    saved = onnx.load(tmp_path / "saved.onnx")
+    assert any(node.domain == "com.microsoft" for node in saved.graph.node)
+    source, again = load(_FIXTURES / f"{name}.onnx"), load(tmp_path / "saved.onnx")
+    assert not [node.op_type for node in again.nodes if node.domain]
+    assert [entry.domain for entry in again.proto.opset_import] == [""]
+    layers = [
+        sorted(
+            (layer.op, model.initializers[layer.weight].shape)
+            for layer in find_points(model).layers.values()
+        )
+        for model in (source, again)
+    ]
+    assert layers[0] == layers[1]
+
+
+def test_a_graph_laid_out_for_one_processor_is_refused() -> None:
+    proto = _model("y = Conv (x, w)", _IMAGE[0])
+    proto.graph.node[0].domain = "com.microsoft.nchwc"
+    proto.opset_import.append(helper.make_opsetid("com.microsoft.nchwc", 1))
+    with pytest.raises(ModelError, match=r"com\.microsoft\.nchwc\.Conv.*ORT_ENABLE_EXTENDED"):
+        from_proto(proto)
+
+
+def test_weights_of_other_domains_are_named() -> None:
+    body = "y = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, qkv, qkv_bias)"
+    proto = _model(body, _TOKENS[0])
+    proto.graph.node[0].name = "attend"
+    note = next(note for note in from_proto(proto).notes if "not quantized" in note)
+    assert note.startswith("168 weights")
+    assert note.endswith("'attend' (com.microsoft.Attention)")
