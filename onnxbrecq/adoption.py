@@ -25,7 +25,9 @@ from onnxbrecq.emit.targets import any_file
 from onnxbrecq.errors import ModelError
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.model import Model
-from onnxbrecq.graph.points import Layer, Points, QuantPoint, activation_bounds, find_points
+from onnxbrecq.graph.points import Points, QuantPoint, find_points
+from onnxbrecq.graph.roles import activation_bounds
+from onnxbrecq.graph.weights import Layer
 from onnxbrecq.plan import QuantPlan, TensorQuant
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from onnxbrecq.errors import RecipeError
-from onnxbrecq.graph.points import Layer, Points
+from onnxbrecq.graph.points import Points
+from onnxbrecq.graph.weights import Layer
 from onnxbrecq.recipe import Recipe
 
 _NAMED = 5  # layers in a message

@@ -20,7 +20,8 @@ from onnxbrecq.emit.targets import PRODUCTS, target_for
 from onnxbrecq.errors import DataError
 from onnxbrecq.graph.extract import submodel
 from onnxbrecq.graph.model import Model
-from onnxbrecq.graph.points import Layer, Points
+from onnxbrecq.graph.points import Points
+from onnxbrecq.graph.weights import Layer
 from onnxbrecq.plan import QType, QuantPlan, TensorQuant
 from onnxbrecq.progress import Progress, silent
 from onnxbrecq.recipe import Recipe

@@ -21,7 +21,8 @@ from onnxbrecq.emit.targets import target_for
 from onnxbrecq.graph.extract import submodel
 from onnxbrecq.graph.model import Model
 from onnxbrecq.graph.passes.migration import Site, migrated, sites
-from onnxbrecq.graph.points import Layer, Points
+from onnxbrecq.graph.points import Points
+from onnxbrecq.graph.weights import Layer
 from onnxbrecq.plan import QType
 from onnxbrecq.recipe import Recipe
 from onnxbrecq.runtime.session import Session

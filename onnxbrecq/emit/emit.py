@@ -43,9 +43,11 @@ from onnxbrecq.emit.targets import Target, refusal
 from onnxbrecq.emit.writer import GraphWriter
 from onnxbrecq.errors import EmissionError
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
-from onnxbrecq.graph.points import Layer, Points, Table, activation_bounds, carried, find_points
+from onnxbrecq.graph.points import Points, find_points
+from onnxbrecq.graph.roles import activation_bounds, carried
 from onnxbrecq.graph.skeleton import edit_from_skeleton, skeleton
 from onnxbrecq.graph.upgrade import REFUSALS, first_line
+from onnxbrecq.graph.weights import Layer, Table
 from onnxbrecq.plan import QuantPlan, TensorQuant
 
 # Grid, and whether there are more than 8 bits → stem of the zero point's name, type.

@@ -28,7 +28,7 @@ import onnx
 from onnxbrecq.graph.batch import BATCH
 from onnxbrecq.graph.conditions import conditions
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
-from onnxbrecq.graph.points import LAYERS
+from onnxbrecq.graph.roles import LAYERS
 
 CHAIN_LAYERS = 3
 REGION_LAYERS = 12

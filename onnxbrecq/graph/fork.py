@@ -18,7 +18,8 @@ from collections.abc import Collection, Mapping
 import onnx
 
 from onnxbrecq.graph.model import Model
-from onnxbrecq.graph.points import INTEGER_OPERATORS, find_points, is_product
+from onnxbrecq.graph.points import find_points
+from onnxbrecq.graph.roles import INTEGER_OPERATORS, is_product
 
 
 def fork(model: Model, activations: int | None, layers: Collection[str] | None = None) -> Model:

@@ -29,24 +29,21 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import onnx
 
-from onnxbrecq.graph.decoding import decoding, output_axis
-from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, attribute
-
-ROWS = frozenset({"Gemm", "MatMul"})  # layers whose channels are the last axis
-LAYERS = frozenset({"Conv", "ConvTranspose"}) | ROWS
-INTEGER_OPERATORS = frozenset(
-    {"Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Sigmoid", "LeakyRelu"}
+from onnxbrecq.graph.model import STANDARD_DOMAINS, Model
+from onnxbrecq.graph.roles import (
+    INTEGER_OPERATORS,
+    ROWS,
+    activation_bounds,
+    behind,
+    carried,
+    data_inputs,
+    is_product,
 )
-CARRIERS = frozenset(
-    {"DepthToSpace", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Resize", "Slice",
-     "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"}
-)  # fmt: skip
+from onnxbrecq.graph.weights import Layer, Table, find_layers, find_tables, shared_weights
+
 _FLOAT = onnx.TensorProto.FLOAT
-_WIDTH = 8  # values of a row, from which on a scale of its own is worth its bytes
-_GLANCE = 64  # values by which most weights are told apart
 
 
 @dataclass(frozen=True)
@@ -73,50 +70,6 @@ class QuantPoint:
     layers: tuple[str, ...]
     nonnegative: bool = False
     ceiling: float | None = None
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer whose weight can be quantized.
-
-    Attributes:
-        node: its name.
-        op: operator type.
-        data: the activation it reads.
-        weight: initializer name.
-        bias: initializer name, or None.
-        axis: the weight's axis of scales: that of output channels; of a ConvTranspose in groups,
-            unless each channel is one, that of a group's channels.
-        edge: first or last of the network: no layer before it, or none after it.
-    """
-
-    node: str
-    op: str
-    data: str
-    weight: str
-    bias: str | None
-    axis: int
-    edge: bool
-
-    @property
-    def integer(self) -> bool:
-        """Whether there are integer kernels for it; else its weight alone is quantized."""
-        return self.op != "ConvTranspose"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A constant that a Gather looks rows up in: an embedding.
-
-    Attributes:
-        node: the Gather's name.
-        weight: initializer name, [rows, width].
-        tied: the layer whose weight is the same table, or its transpose; None: there is none.
-    """
-
-    node: str
-    weight: str
-    tied: Layer | None
 
 
 @dataclass(frozen=True)
@@ -160,7 +113,7 @@ class Points:
 
 def find_points(model: Model) -> Points:
     """The quantization points of `model`, as ONNX Runtime's CPU provider fuses them."""
-    layers, refused = _layers(model)
+    layers, refused = find_layers(model)
     quantized = _quantized_activations(model, layers)
     groups = _groups(model, quantized)
     readers: dict[str, list[str]] = {}
@@ -180,7 +133,7 @@ def find_points(model: Model) -> Points:
             nonnegative,
             ceiling,
         )
-    shared = _shared_weights(model, layers.values())
+    shared = shared_weights(model, layers.values())
     alike: dict[str, list[str]] = {}
     for layer in layers.values():
         alike.setdefault(shared[layer.weight], []).append(layer.node)
@@ -189,7 +142,7 @@ def find_points(model: Model) -> Points:
         points[layer.weight] = QuantPoint(
             layer.weight, "weight", layer.axis, (layer.node,), head, tuple(alike[head])
         )
-    tables = _tables(model, layers)
+    tables = find_tables(model, layers)
     told = dict.fromkeys(tables, "it looks up floats: its table alone is quantized")
     told |= {
         name: f"onnxruntime has no integer {layer.op} kernel: its weight alone is quantized"
@@ -199,189 +152,11 @@ def find_points(model: Model) -> Points:
     return Points(points, layers, floats, tables)
 
 
-def activation_bounds(model: Model, tensor: str) -> tuple[bool, float | None]:
-    """Whether a Relu or Clip(0, c) produces `tensor`, and c (None for a Relu)."""
-    node = model.producer.get(tensor)
-    if node is None or node.domain not in STANDARD_DOMAINS:
-        return False, None
-    if node.op_type == "Relu":
-        return True, None
-    if node.op_type == "Clip" and len(node.input) == 3 and node.input[1] and node.input[2]:
-        low, high = (model.initializers.get(name) for name in node.input[1:3])
-        if low is not None and high is not None and low.size == high.size == 1:
-            bounds = float(low.reshape(())), float(high.reshape(()))
-            if bounds[0] == 0 < bounds[1]:
-                return True, bounds[1] if math.isfinite(bounds[1]) else None
-    return False, None
-
-
-def carried(model: Model, node: onnx.NodeProto) -> bool:
-    """Whether the node only moves values of its first input (or adds zeros, always a level)."""
-    if node.domain not in STANDARD_DOMAINS or node.op_type not in CARRIERS:
-        return False
-    if node.input[0] in model.initializers:  # a table that is looked up in
-        return False
-    if node.op_type == "Resize":
-        # Outside the image, where only this mode looks, stands a value of its own.
-        mode = attribute(node, "coordinate_transformation_mode", b"half_pixel")
-        return attribute(node, "mode", b"nearest") == b"nearest" and mode != b"tf_crop_and_resize"
-    if node.op_type != "Pad":
-        return True
-    filling = model.initializers.get(node.input[2]) if len(node.input) > 2 else None
-    known = len(node.input) < 3 or not node.input[2] or filling is not None
-    return (
-        attribute(node, "mode", b"constant") == b"constant"
-        and known
-        and (filling is None or not filling.any())
-        and not any(node.input[3:])
-    )
-
-
-def is_product(model: Model, node: onnx.NodeProto) -> bool:
-    """Whether the node multiplies two activations, which integer kernels can."""
-    return (
-        node.op_type == "MatMul"
-        and node.domain in STANDARD_DOMAINS
-        and not any(name in model.initializers for name in node.input)
-        and all(model.dtypes.get(name) == _FLOAT for name in node.input)
-        and not _dequantized(model, node)
-    )
-
-
-def _layers(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The layers by node name, and the reason of each one refused."""
-    found: dict[str, tuple[str, str, str | None, int]] = {}
-    refused: dict[str, str] = {}
-    for node in model.nodes:
-        if node.domain in STANDARD_DOMAINS and node.op_type in LAYERS:
-            if is_product(model, node):
-                continue
-            reason = _refusal(model, node)
-            if reason:
-                refused[node.name] = reason
-                continue
-            bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-            found[node.name] = (node.input[0], node.input[1], bias, _axis(model, node))
-    edges = _edges(model, set(found))
-    nodes = {node.name: node for node in model.nodes}
-    return {
-        name: Layer(name, nodes[name].op_type, *parts, edge=name in edges)
-        for name, parts in found.items()
-    }, refused
-
-
-def _tables(model: Model, layers: Mapping[str, Layer]) -> dict[str, Table]:
-    """The tables of the Gather nodes, and the layers that multiply by the same values."""
-    found = {}
-    for node in model.nodes:
-        table = model.initializers.get(node.input[0]) if node.op_type == "Gather" else None
-        if table is None or node.domain not in STANDARD_DOMAINS or table.ndim != 2:
-            continue
-        readers = model.consumers.get(node.input[0], ())
-        if any(n.op_type != "Gather" and n.name not in layers for n in readers):
-            continue  # its floats have to be there in any case
-        whole = attribute(node, "axis", 0) == 0 and table.shape[1] >= _WIDTH
-        if whole and model.dtypes.get(node.input[0]) == _FLOAT:
-            same = (one for one in layers.values() if one.integer and _same(model, one, table))
-            found[node.name] = Table(node.name, node.input[0], next(same, None))
-    return found
-
-
-def _same(model: Model, layer: Layer, table: np.ndarray) -> bool:
-    """Whether the layer makes one output of each row of the table."""
-    if layer.op == "Conv":
-        return False
-    weight = model.initializers[layer.weight]
-    return np.array_equal(weight if layer.axis == 0 else weight.T, table)
-
-
-def _axis(model: Model, node: onnx.NodeProto) -> int:
-    """The axis of a layer's weight along which it has scales."""
-    if node.op_type == "ConvTranspose":  # [C_in, C_out / groups, ...]
-        shape, groups = model.initializers[node.input[1]].shape, attribute(node, "group", 1)
-        return 0 if shape[1] == 1 and shape[0] == groups != 1 else 1
-    return output_axis(node)
-
-
-def _refusal(model: Model, node: onnx.NodeProto) -> str | None:
-    """Why a layer cannot be quantized, or None."""
-    weight = model.initializers.get(node.input[1])
-    if weight is None:
-        return "already quantized" if _dequantized(model, node) else "both inputs are activations"
-    if node.input[0] in model.initializers:
-        return "both inputs are constants"
-    types = [model.dtypes.get(name, 0) for name in node.input[:2]]
-    if not all(types):
-        return f"the type of {node.input[0]!r} is not known; declare it in the model's value_info"
-    if types != [_FLOAT, _FLOAT]:
-        return "not float32"
-    decoded = decoding(
-        node, weight.shape, maker=model.producer.get, constant=model.initializers.get
-    )
-    if decoded is not None:
-        return decoded
-    if node.op_type == "MatMul" and weight.ndim != 2:
-        return f"its constant has {weight.ndim} dimensions; 2 are needed"
-    if len(node.input) > 2 and node.input[2] and node.input[2] not in model.initializers:
-        return "its bias is not a constant"
-    if node.op_type == "Gemm":
-        bias = model.initializers.get(node.input[2]) if len(node.input) > 2 else None
-        channels = weight.shape[0 if attribute(node, "transB", 0) else 1]
-        if attribute(node, "transA", 0):
-            return "transA is set"
-        if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
-            return "alpha or beta is not 1"
-        if bias is not None and bias.shape != (channels,):
-            return f"its bias has shape {bias.shape}, not ({channels},)"
-    return None
-
-
-def _shared_weights(model: Model, layers: Iterable[Layer]) -> dict[str, str]:
-    """Weight → the first weight that is equal to it, and read by the same kind of layer."""
-    heads: dict[tuple[object, ...], list[str]] = {}
-    found = {}
-    for layer in layers:
-        weight = model.initializers[layer.weight]
-        some = weight.reshape(-1)[:: max(1, weight.size // _GLANCE)]
-        alike = heads.setdefault((layer.op, layer.axis, weight.shape, some.tobytes()), [])
-        same = (n for n in alike if np.array_equal(model.initializers[n], weight))
-        found[layer.weight] = next(same, layer.weight)
-        alike.extend({found[layer.weight]} - set(alike))
-    return found
-
-
-def _dequantized(model: Model, node: onnx.NodeProto) -> bool:
-    """Whether the node's operands come in integers, as the file has them."""
-    makers = [model.producer.get(name) for name in node.input[:2]]
-    return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
-
-
-def _edges(model: Model, layers: set[str]) -> set[str]:
-    """The layers without a layer before them, and those without one after them."""
-    before: dict[str, bool] = {}  # tensor → a layer stands before it
-    first = set()
-    for node in model.nodes:
-        reached = any(before.get(name, False) for name in node.input)
-        if node.name in layers and not reached:
-            first.add(node.name)
-        for name in node.output:
-            before[name] = reached or node.name in layers
-    after: dict[str, bool] = {}  # tensor → a layer stands behind it
-    last = set()
-    for node in reversed(model.nodes):
-        reached = any(after.get(name, False) for name in node.output)
-        if node.name in layers and not reached:
-            last.add(node.name)
-        for name in node.input:
-            after[name] = after.get(name, False) or reached or node.name in layers
-    return first | last
-
-
 def _quantized_activations(model: Model, layers: Mapping[str, Layer]) -> tuple[str, ...]:
     """The activations that carry a quantizer, in topological order."""
     marked = {layer.data for layer in layers.values() if layer.integer}
     outputs = {
-        _behind(model, model_node.output[0])
+        behind(model, model_node.output[0])
         for model_node in model.nodes
         if model_node.name in layers and model_node.op_type == "Conv"
     }
@@ -393,8 +168,8 @@ def _quantized_activations(model: Model, layers: Mapping[str, Layer]) -> tuple[s
             if carried(model, node) and any(name in grown for name in node.output):
                 grown.add(node.input[0])
             elif _integer_operator(model, node, grown):
-                grown.update(_data_inputs(model, node))
-                grown.add(_behind(model, node.output[0]))
+                grown.update(data_inputs(model, node))
+                grown.add(behind(model, node.output[0]))
         if grown == marked:
             break
         marked = grown
@@ -406,31 +181,16 @@ def _integer_operator(model: Model, node: onnx.NodeProto, marked: set[str]) -> b
     """Whether the node stands between quantized tensors and can run on integers."""
     if node.domain not in STANDARD_DOMAINS or node.op_type not in INTEGER_OPERATORS:
         return False
-    data = _data_inputs(model, node)
+    data = data_inputs(model, node)
     if len(data) != len([name for name in node.input if name]) or not all(
         model.dtypes.get(name) == _FLOAT for name in (*data, *node.output)
     ):
         return False
-    return _behind(model, node.output[0]) in marked or (
+    return behind(model, node.output[0]) in marked or (
         node.output[0] in model.outputs
         and node.op_type != "Concat"  # its inputs have scales of their own, and nobody needs one
         and all(name in marked for name in data)
     )
-
-
-def _data_inputs(model: Model, node: onnx.NodeProto) -> list[str]:
-    """The inputs that are activations."""
-    return [name for name in node.input if name and name not in model.initializers]
-
-
-def _behind(model: Model, tensor: str) -> str:
-    """`tensor`, or the output of the Relu or Clip(0, c) that alone reads it."""
-    readers = model.consumers.get(tensor, ())
-    if len(readers) == 1 and tensor not in model.outputs:
-        follower = readers[0]
-        if activation_bounds(model, follower.output[0])[0] and follower.input[0] == tensor:
-            return str(follower.output[0])
-    return tensor
 
 
 def _groups(model: Model, quantized: tuple[str, ...]) -> dict[str, str]:
@@ -481,8 +241,3 @@ def _reason(model: Model, node: onnx.NodeProto, marked: set[str]) -> str | None:
     if any(name in model.initializers for name in node.input):
         return "one operand is a constant"
     return "no quantized operator reads its output"
-
-
-def constant_array(model: Model, name: str) -> np.ndarray:
-    """The initializer `name` as float32."""
-    return np.asarray(model.initializers[name], dtype=np.float32)

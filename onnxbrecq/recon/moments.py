@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxbrecq.graph.model import attribute
-from onnxbrecq.graph.points import Layer
+from onnxbrecq.graph.weights import Layer
 from onnxbrecq.recon.converters.linear import explicit_pads, torch_pads
 
 _PLACES, _FEWEST = 16, 1 << 14  # outputs that are looked at: per value of x, and at least;

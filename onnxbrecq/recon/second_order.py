@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxbrecq import affine
-from onnxbrecq.graph.points import Layer
+from onnxbrecq.graph.weights import Layer
 from onnxbrecq.plan import TensorQuant
 from onnxbrecq.recon.device import Rows, placed
 from onnxbrecq.recon.grids import best, best_in_blocks, grid_of, stored, stretch, stretch_in_blocks

@@ -19,7 +19,7 @@ from onnxbrecq.bits import Bits, finest
 from onnxbrecq.calibrate import Calibration
 from onnxbrecq.curvature import Directions, directions
 from onnxbrecq.data.dataset import Dataset
-from onnxbrecq.graph.points import Layer
+from onnxbrecq.graph.weights import Layer
 from onnxbrecq.parts import (
     RUN_BATCH,
     Part,

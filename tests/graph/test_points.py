@@ -8,7 +8,8 @@ from onnxbrecq.calibrate import activation_bits
 from onnxbrecq.graph.blocks import CHAIN_LAYERS, partition
 from onnxbrecq.graph.load import from_proto
 from onnxbrecq.graph.model import Model
-from onnxbrecq.graph.points import Layer, Points, find_points
+from onnxbrecq.graph.points import Points, find_points
+from onnxbrecq.graph.weights import Layer
 from onnxbrecq.recipe import Recipe
 
 

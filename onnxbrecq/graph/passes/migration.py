@@ -18,7 +18,9 @@ from onnx import numpy_helper
 
 from onnxbrecq.graph.model import STANDARD_DOMAINS, Model, node_inputs
 from onnxbrecq.graph.passes.values import integers, number
-from onnxbrecq.graph.points import Layer, Points, carried
+from onnxbrecq.graph.points import Points
+from onnxbrecq.graph.roles import carried
+from onnxbrecq.graph.weights import Layer
 
 Array = NDArray[np.float32]
 
