@@ -32,6 +32,16 @@ _PACKED_BITS: Mapping[int, int] = {
     **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1), 4),
     **dict.fromkeys((TensorProto.INT2, TensorProto.UINT2), 2),
 }
+_GLANCE = 64  # bytes that tell what a file is
+# What is often given for a model: where its magic number stands, that number, what it is.
+_OTHERS = (
+    (0, b"version https://git-lfs", "a pointer of Git LFS, not the model; run `git lfs pull`"),
+    (0, b"PK\x03\x04", "a zip archive (torch saves such), no ONNX model; export or unpack it"),
+    (0, b"\x1f\x8b", "compressed; unpack it (gunzip)"),
+    (0, b"\x89HDF", "an HDF5 file (of Keras, say), no ONNX model; convert it (tf2onnx)"),
+    (4, b"ORTM", "in the format of onnxruntime; give the ONNX model that it was made of"),
+    (4, b"TFL3", "a model of TensorFlow Lite; convert it (tf2onnx)"),
+)
 
 
 def load(path: Path) -> Model:
@@ -133,9 +143,7 @@ def _read_apart(path: Path) -> tuple[onnx.ModelProto, Constants, list[Path]]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except (DecodeError, RuntimeError) as error:
-        raise ModelError(
-            f"{path} is not an ONNX model, or is cut short; export or copy it again"
-        ) from error
+        raise ModelError(f"{path} is {_seen_in(path)}") from error
     if not proto.ListFields():
         raise ModelError(f"{path} is empty; export the model again")
     if not proto.HasField("graph") or not proto.opset_import or not proto.graph.output:
@@ -145,6 +153,16 @@ def _read_apart(path: Path) -> tuple[onnx.ModelProto, Constants, list[Path]]:
     for tensor in external:
         _edit_external(tensor, path)
     return proto, constants, [path, *(path.parent / location for location in locations)]
+
+
+def _seen_in(path: Path) -> str:
+    """What a file that is no ONNX model is instead, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(_GLANCE)
+    for offset, magic, told in _OTHERS:
+        if start.startswith(magic, offset):
+            return told
+    return "not an ONNX model, or is cut short; export or copy it again"
 
 
 def fingerprint(files: Sequence[Path]) -> tuple[int, str]:

@@ -68,6 +68,12 @@ def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
     [
         (lambda: b"", "is empty"),
         (lambda: b"this is no model\n" * 20, "not an ONNX model"),
+        (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+        (lambda: b"PK\x03\x04" + bytes(99), "a zip archive"),
+        (lambda: b"\x1f\x8b\x08" + bytes(99), "gunzip"),
+        (lambda: b"\x89HDF\r\n" + bytes(99), "HDF5"),
+        (lambda: b"\x08\x00\x00\x00ORTM" + bytes(99), "format of onnxruntime"),
+        (lambda: b"\x1c\x00\x00\x00TFL3" + bytes(99), "TensorFlow Lite"),
         (lambda: _proto().SerializeToString()[:60], "model"),
         (lambda: onnx.ModelProto(ir_version=8).SerializeToString(), "no graph"),
         (_bytes(lambda: _proto(opset=6)), "opset 6 is not supported"),
@@ -99,7 +105,8 @@ def _bytes(make: Callable[[], onnx.ModelProto]) -> Callable[[], bytes]:
         (lambda: _external("short.bin", offset="here").SerializeToString()
          .replace(b"here", b"h\xffre"), "is not UTF-8"),
     ],
-    ids=["empty", "text", "truncated", "no-graph", "old-opset", "nan", "quantized", "huge",
+    ids=["empty", "text", "lfs", "zip", "gzip", "hdf5", "ort", "tflite", "truncated",
+         "no-graph", "old-opset", "nan", "quantized", "huge",
          "parent", "absolute", "no-name", "long", "loop", "missing", "short", "link", "offset",
          "before", "cycle", "no-maker", "attribute", "contradiction", "negative", "twice",
          "unknown-operator", "new-opset", "two-opsets", "bytes-for-a-name", "bytes-for-an-offset"],
