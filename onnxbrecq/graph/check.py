@@ -14,6 +14,7 @@ from onnxbrecq.graph.check_tensors import check_tensors
 from onnxbrecq.graph.constants import Constants
 from onnxbrecq.graph.model import STANDARD_DOMAINS, graphs, node_inputs
 from onnxbrecq.graph.skeleton import skeleton
+from onnxbrecq.graph.unlisted import edit_unlisted
 
 _OLDEST_OPSET = 7
 _LAID_OUT = ("com.microsoft.nchwc", "com.ms.internal.nhwc")  # by ORT_ENABLE_ALL
@@ -39,17 +40,19 @@ def check(proto: onnx.ModelProto, constants: Constants, where: str) -> int:
     check_tensors(proto, constants, where)
     _edit_domains(proto)
     proto.ir_version = max(proto.ir_version, _CONSTANTS_APART)
+    edit_unlisted(proto, int(opset))
     known = {function.name for function in proto.functions}
-    for graph in graphs(proto.graph):
-        for node in graph.node:
-            if node.domain in STANDARD_DOMAINS and node.op_type not in known:
-                _check_operator(node, int(opset), where)
-            elif node.domain in _LAID_OUT:
-                raise ModelError(
-                    f"{where}: node {_named(node)} ({node.domain}.{node.op_type}) is laid out for "
-                    "one processor; quantize the model that onnxruntime optimized, or have it "
-                    "saved with ORT_ENABLE_EXTENDED at most"
-                )
+    nodes = [node for graph in graphs(proto.graph) for node in graph.node]
+    for node in nodes:
+        if node.domain in STANDARD_DOMAINS and node.op_type not in known:
+            _check_operator(node, int(opset), where)
+    for node in (*nodes, *(node for function in proto.functions for node in function.node)):
+        if node.domain in _LAID_OUT:
+            raise ModelError(
+                f"{where}: node {_named(node)} ({node.domain}.{node.op_type}) is laid out for one "
+                "processor; quantize the model that onnxruntime optimized, or have it saved with "
+                "ORT_ENABLE_EXTENDED at most"
+            )
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         _edit_dimensions(value, where)
     _edit_order(proto.graph, where)

@@ -32,11 +32,14 @@ from onnxbrecq.graph.skeleton import infer_shapes
 from onnxbrecq.graph.upgrade import edit_opset
 
 _REWRITES = (
-    edit_neutral, edit_swish, edit_prelu, edit_functions, edit_layer_normalization, edit_gemms,
-    edit_scales, edit_constant_pairs, edit_auto_pads, edit_pads, edit_heads,
+    edit_neutral, edit_fused, edit_swish, edit_prelu, edit_functions, edit_layer_normalization,
+    edit_gemms, edit_scales, edit_constant_pairs, edit_auto_pads, edit_pads, edit_heads,
 )  # fmt: skip
 _NAMED = 3  # nodes in a note
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+_FLOATS = (
+    onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,20 +100,22 @@ def normalise(copy: onnx.ModelProto, constants: Constants, where: str) -> Canoni
 
 
 def _foreign_notes(graph: onnx.GraphProto) -> tuple[str, ...]:
-    """What to know of nodes of other domains, whose weights nobody here understands."""
-    known = {tensor.name: tensor for tensor in graph.initializer}
-    counts: dict[str, int] = {}
-    for node in graph.node:
-        weights = [known[name] for name in node.input if name in known]
-        count = sum(math.prod(t.dims) for t in weights if t.data_type in _FLOATS)
-        if node.domain not in STANDARD_DOMAINS and any(len(t.dims) > 1 for t in weights):
-            counts[f"{node.name!r} ({node.domain}.{node.op_type})"] = count
-    if not counts:
+    """What to know of nodes of other domains, whose constants nobody here understands."""
+    parts = list(graphs(graph))
+    known = {tensor.name: tensor for part in parts for tensor in part.initializer}
+    sizes: dict[str, int] = {}
+    for node in (node for part in parts for node in part.node):
+        weights = [known[n] for n in dict.fromkeys(node.input) if n in known]
+        weights = [t for t in weights if t.data_type in _FLOATS and len(t.dims) > 1]
+        if node.domain not in STANDARD_DOMAINS and weights:
+            told = f"{node.name!r} ({ascii(f'{node.domain}.{node.op_type}')[1:-1]})"
+            sizes[told] = sum(math.prod(tensor.dims) for tensor in weights)
+    if not sizes:
         return ()
-    named = ", ".join([*list(counts)[:_NAMED], *(["..."] if len(counts) > _NAMED else [])])
+    named = ", ".join([*list(sizes)[:_NAMED], *(["..."] if len(sizes) > _NAMED else [])])
     return (
-        f"{sum(counts.values()):,} weights are not quantized, and their work is in no figure; "
-        f"nodes of other domains hold them: {named}",
+        f"{sum(sizes.values()):,} values are not quantized, and what is done with them is in no "
+        f"figure: nodes of other domains hold them: {named}",
     )
 
 

@@ -113,8 +113,9 @@ class Editor:
 
     def dtype(self, name: str) -> np.dtype[np.generic] | None:
         """The type of a tensor's elements; None if it is not known."""
-        value = self._values.get(name)
+        value, constant = self._values.get(name), self._tensors.get(name)
         kind = 0 if value is None else value.type.tensor_type.elem_type
+        kind = kind if constant is None else constant.data_type
         return onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else None
 
     def free(self, wish: str) -> str:
