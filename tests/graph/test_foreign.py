@@ -58,6 +58,26 @@ def test_the_shape_behind_an_operator_that_onnx_cannot_infer(body: str) -> None:
     assert made.shape == tuple(3 if size is None else size for size in shape)
 
 
+@pytest.mark.parametrize(
+    ("body", "shapes"),
+    [
+        ("a = com.microsoft.Gelu (x) y = Relu (a)", {"a": ["N", 4, 6, 6]}),
+        ('a = com.microsoft.FusedConv <activation = "Relu", strides = [2, 2]> (x, w, b) '
+         "y = Relu (a)", {"a": ["N", 8, 2, 2]}),
+        ("a, , , s = com.microsoft.SkipLayerNormalization (x, x, g) y = Add (a, s)",
+         {"a": ["N", 4, 6, 6], "s": ["N", 4, 6, 6]}),
+    ],
+    ids=["gelu", "fused-conv", "skip-norm"],
+)  # fmt: skip
+def test_stand_ins_of_what_is_written_out_later(body: str, shapes: dict[str, list[object]]) -> None:
+    """Before it is, its types must be known."""
+    found = foreign.infer_types(_proto(body)).graph.value_info
+    for value in found:
+        dims = value.type.tensor_type.shape.dim
+        assert [d.dim_param or d.dim_value for d in dims] == shapes[value.name]
+    assert {value.name for value in found} == shapes.keys()
+
+
 def test_the_type_behind_an_operator_whose_shape_is_not_known() -> None:
     body = "k = Constant <value_int = 0> () a = com.microsoft.ExpandDims (x, k) y = MatMul (a, m)"
     model = from_proto(_proto(body))
