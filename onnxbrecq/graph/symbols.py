@@ -10,12 +10,15 @@ each symbol is followed as a multiple of one of the inputs', and named so, as `9
               with -1 for "as it is":           Where(shape == -1, 1, shape)
     Resize    keeps the dimensions of scale 1:  [N, 8, 4, 4] by 1, 1, 2, 2 -> [?, 8, 8, 8]  N
     Concat    keeps all dimensions but one:     [N, 1, 96] and [N, 49, 96] -> [?, 50, 96]   N
+    Slice     keeps those that it does not cut: [1, 512] at 0 to Shape(x)[1] -> [?, ?]      1
+    Gather    has those of its index:           rows [1, S] of a table -> [?, ?, 64]        1, S
 
 Attention within windows would lose the batch otherwise, and count as the work of one window.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
@@ -25,7 +28,16 @@ from onnx import TensorProto, numpy_helper
 from onnxbrecq.graph.model import attribute
 
 _Multiple = tuple[str, Fraction]  # of a symbol of the graph's inputs
-_Number = int | _Multiple | None  # None: unknown
+
+
+@dataclass(frozen=True)
+class _Capped:
+    """A multiple, or fewer where it is large: what meets that multiple in a broadcast."""
+
+    of: _Multiple
+
+
+_Number = int | _Multiple | _Capped | None  # None: unknown
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min"})
 _TIMES, _COUNT = "*", re.compile(r"\d+(/[1-9]\d*)?")
 _MATRIX = 2
@@ -47,12 +59,18 @@ def edit_symbols(graph: onnx.GraphProto) -> None:
     renamed = found.renamed()
     for value in (*graph.value_info, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
-            if renamed.get(dim.dim_param, dim.dim_param) != dim.dim_param:
+            if dim.dim_param in found.sizes:
+                dim.dim_value = found.sizes[dim.dim_param]
+            elif renamed.get(dim.dim_param, dim.dim_param) != dim.dim_param:
                 dim.dim_param = renamed[dim.dim_param]
 
 
 class _Found:
-    """What is known of symbols and of computed dimensions so far, node after node."""
+    """What is known of symbols and of computed dimensions so far, node after node.
+
+    Attributes:
+        sizes: the symbols that are a number.
+    """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         values = (*graph.output, *graph.value_info, *graph.input)
@@ -61,6 +79,8 @@ class _Found:
         self._dims |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         symbols = {s for v in graph.input for s in _dims(v) if isinstance(s, str) and s}
         self._multiples: dict[str, _Multiple] = {s: (s, Fraction(1)) for s in sorted(symbols)}
+        self._capped: dict[str, _Capped] = {}
+        self.sizes: dict[str, int] = {}
         self._numbers: dict[str, list[_Number]] = {}
         self._tensors = {t.name: t for t in graph.initializer if prod(t.dims) <= _LARGEST}
 
@@ -81,29 +101,49 @@ class _Found:
         read = [self._shape(name) for name in node.input if name]
         if made is None or not read or read[0] is None:
             return
+        known = self._computed(node, read, len(made)) or self._moved(node, read, made) or []
+        for symbol, number in zip(self._dims[node.output[0]], known, strict=False):
+            if isinstance(symbol, str) and symbol not in ("", *self._multiples):
+                if isinstance(number, tuple):
+                    self._multiples[symbol] = number
+                elif isinstance(number, int):
+                    self.sizes.setdefault(symbol, number)
+                elif isinstance(number, _Capped):
+                    self._capped.setdefault(symbol, number)
+
+    def _computed(
+        self, node: onnx.NodeProto, read: list[list[_Number] | None], rank: int
+    ) -> list[_Number] | None:
+        """The dimensions of what is computed of several tensors, as many as `rank`."""
+        if node.op_type == "MatMul" and all(r and len(r) >= _MATRIX for r in read):
+            known = _broadcast([r and r[:-_MATRIX] for r in read], rank - _MATRIX)
+            return [*known, *(read[0] or ())[-_MATRIX:-1]]
+        if node.op_type == "Gemm" and read[0]:
+            return [read[0][1 if attribute(node, "transA", 0) else 0]]
+        return _broadcast(read, rank) if node.op_type in _BROADCASTING else None
+
+    def _moved(
+        self, node: onnx.NodeProto, read: list[list[_Number] | None], made: list[_Number]
+    ) -> list[_Number] | None:
+        """The dimensions of what is moved; `made` are those that shape inference knows."""
+        data, axis = read[0] or [], attribute(node, "axis", 0)
+        assert isinstance(axis, int)
         if node.op_type in ("Reshape", "Flatten"):
-            known = _reshaped(read[0], made)
-        elif node.op_type == "Expand":
-            known = _broadcast([read[0], self._values(node.input[1])], len(made))
-        elif node.op_type == "MatMul" and all(r and len(r) >= _MATRIX for r in read):
-            known = _broadcast([r and r[:-_MATRIX] for r in read], len(made) - _MATRIX)
-            known += read[0][-_MATRIX:-1]
-        elif node.op_type == "Gemm":
-            known = [read[0][1 if attribute(node, "transA", 0) else 0]]
-        elif node.op_type in _BROADCASTING:
-            known = _broadcast(read, len(made))
-        elif node.op_type == "Concat":
-            axis = attribute(node, "axis")
-            assert isinstance(axis, int)
+            return _reshaped(data, made)
+        if node.op_type == "Expand":
+            return _broadcast([data, self._values(node.input[1])], len(made))
+        if node.op_type == "Concat":
             known = _broadcast(read, len(made))
             known[axis] = made[axis]
-        elif node.op_type == "Resize" and attribute(node, "axes") is None:
-            known = self._resized(node, read[0], made)
-        else:
-            return
-        for symbol, number in zip(self._dims[node.output[0]], known, strict=False):
-            if isinstance(symbol, str) and symbol and isinstance(number, tuple):
-                self._multiples.setdefault(symbol, number)
+            return known
+        if node.op_type == "Gather" and read[1] is not None and data:
+            axis %= len(data)
+            return [*data[:axis], *read[1], *data[axis + 1 :]]
+        if node.op_type == "Slice":
+            return self._cut(node, data, made)
+        if node.op_type == "Resize" and attribute(node, "axes") is None:
+            return self._resized(node, data, made)
+        return None
 
     def _resized(
         self, node: onnx.NodeProto, before: list[_Number], made: list[_Number]
@@ -124,7 +164,36 @@ class _Found:
         dims = self._dims.get(name)
         if dims is None:
             return None
-        return [d if isinstance(d, int) else self._multiples.get(d) for d in dims]
+        return [d if isinstance(d, int) else self._number(d) for d in dims]
+
+    def _number(self, symbol: str) -> _Number:
+        return self.sizes.get(symbol) or self._multiples.get(symbol) or self._capped.get(symbol)
+
+    def _cut(
+        self, node: onnx.NodeProto, data: list[_Number], made: list[_Number]
+    ) -> list[_Number] | None:
+        """The dimensions behind a Slice, of which it cuts some; None: it is not known which."""
+        starts, ends, axes, steps = (
+            self._values(node.input[i]) if i < len(node.input) and node.input[i] else None
+            for i in (1, 2, 3, 4)
+        )
+        named = [bool(name) for name in (*node.input, "", "")]
+        if axes is None and named[3]:
+            return None
+        count = (self._shape(node.input[1]) or [None])[0]
+        axes = list(range(count)) if axes is None and isinstance(count, int) else axes
+        if axes is None or len(data) != len(made):
+            return None
+        known = list(data)
+        for i, axis in enumerate(axes):
+            if not isinstance(axis, int):
+                return None
+            end = ends[i] if ends else None
+            step = steps[i] if steps else None if named[4] else 1
+            whole = starts is not None and starts[i] == 0 and step == 1
+            capped = whole and isinstance(end, tuple) and isinstance(data[axis], int)
+            known[axis] = _Capped(end) if capped else made[axis]  # type: ignore[arg-type]
+        return known
 
     def _values(self, name: str) -> list[_Number] | None:
         """The elements of a tensor of whole numbers."""
@@ -141,7 +210,7 @@ class _Found:
             start, end = attribute(node, "start", 0), attribute(node, "end")
             assert isinstance(start, int)
             assert end is None or isinstance(end, int)
-            values = values[start:end]
+            values = [None if isinstance(n, _Capped) else n for n in values[start:end]]
         elif node.op_type in ("Squeeze", "Unsqueeze", "Reshape", "Cast", "Identity"):
             values = self._values(node.input[0])
         elif node.op_type == "Concat":
@@ -180,7 +249,7 @@ def _product(a: list[_Number] | None, b: list[_Number] | None) -> list[_Number] 
         if isinstance(first, int):
             if isinstance(second, tuple):
                 return [(second[0], second[1] * first)]
-            return [None if second is None else first * second]
+            return [first * second if isinstance(second, int) else None]
     return [None]
 
 
@@ -214,7 +283,7 @@ def _chosen(
 
 def _reshaped(before: list[_Number], after: list[_Number]) -> list[_Number]:
     """The dimensions behind a Reshape, its one unknown dimension filled in."""
-    symbols = [number for number in before if not isinstance(number, int)]
+    symbols = [None if isinstance(n, _Capped) else n for n in before if not isinstance(n, int)]
     rest = prod(number for number in after if isinstance(number, int))
     symbol = symbols[0] if len(symbols) == 1 else None
     if symbol is None or not rest or sum(not isinstance(n, int) for n in after) != 1:
@@ -229,6 +298,7 @@ def _broadcast(shapes: list[list[_Number] | None], rank: int) -> list[_Number]:
     for axis in range(-rank, 0):
         known = [None if s is None else s[axis] if -axis <= len(s) else 1 for s in shapes]
         others = {number for number in known if number != 1}
+        others -= {_Capped(number) for number in others if isinstance(number, tuple)}
         made.append(others.pop() if len(others) == 1 else None)
     return made
 

@@ -9,6 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxbrecq.errors import ModelError
+from onnxbrecq.graph.blocks import partition
 from onnxbrecq.graph.load import from_proto, load
 from onnxbrecq.graph.points import find_points
 from onnxbrecq.runtime.session import Session
@@ -51,6 +52,8 @@ def _feed(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         keep = random.integers(0, 2, shapes["keep"]).astype(np.int32)
         keep[..., 0] = 1
         feed["keep"] = keep
+    if "lengths" in shapes:
+        feed["lengths"] = np.arange(1, 1 + len(feed["x"]), dtype=np.int32)
     return feed
 
 
@@ -162,6 +165,8 @@ def test_functions_and_normalizations(body: str, left: list[str]) -> None:
         ("y = com.microsoft.Attention <num_heads = 2> (x, qkv, qkv_bias, keep, , far)", _MASKED),
         ("y = com.microsoft.Attention <num_heads = 2> (x, qkv, qkv_bias, keep)",
          ("float[N, 3, 6] x, int32[N, 1] keep", {"x": (2, 3, 6), "keep": (2, 1)})),
+        ("y = com.microsoft.Attention <num_heads = 2> (x, qkv, qkv_bias, lengths)",
+         ("float[N, S, 6] x, int32[N] lengths", {"x": (3, 5, 6), "lengths": (3,)})),
         (f"shift = Constant <value = float[24] {{{', '.join(map(str, range(24)))}}}> () "
          "y = com.microsoft.Attention <num_heads = 2> (x, qkv, shift)", _TOKENS),
         ("k = Constant <value = int32[2, 3] {1, 1, 0, 1, 0, 0}> () "
@@ -194,6 +199,42 @@ def test_attention_over_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("reads", "makes", "left"),
+    [
+        ("ids, seg, words, places, kinds, gamma, beta", "y, left", 3),
+        ("ids, , words, places, , gamma, beta", "y, left", 2),
+        ("ids, , words, places, , gamma, beta, , at", "y, left", 2),
+        ("ids, seg, words, places, kinds, gamma, beta, , at", "h, left, s", 3),
+        ("ids, seg, words, places, kinds, gamma, beta, keep, at", "h, left, s", 3),
+    ],
+)
+def test_embeddings_are_looked_up_in_tables(
+    reads: str, makes: str, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, rows in {"words": 9, "places": 7, "kinds": 2}.items():
+        monkeypatch.setitem(_SHAPES, name, (rows, 6))
+    takes = ", ".join(f"int32[N, S] {name}" for name in ("ids", "seg", "at", "keep"))
+    end = "" if makes.startswith("y") else " t = Add (h, s)"
+    if "keep" in reads:
+        end += " c = Cast <to = 1> (left) u = Unsqueeze (c, two) y = Add (t, u)"
+        end = " two = Constant <value_ints = [1, 2]> ()" + end
+    elif end:
+        end += " y = Neg (t)"
+    body = f"{makes} = com.microsoft.EmbedLayerNormalization <epsilon = 0.01> ({reads}){end}"
+    proto = _model(body, takes)
+    random = np.random.default_rng(0)
+    feed = {name: random.integers(0, most, (2, 5)).astype(np.int32)
+            for name, most in {"ids": 9, "seg": 2, "at": 7, "keep": 2}.items()}  # fmt: skip
+    model = from_proto(proto)
+    kinds = [node.op_type for node in model.nodes]
+    assert not [node.op_type for node in model.nodes if node.domain]
+    assert kinds.count("Gather") == left - (", at" not in reads)
+    assert kinds.count("Slice") == (", at" not in reads)
+    wanted, made = (Session(p, threads=1).run(feed)["y"] for p in (proto, model.proto))
+    np.testing.assert_allclose(made, wanted, atol=_ROUNDING * float(np.abs(wanted).max()), rtol=0)
+
+
+@pytest.mark.parametrize(
     ("body", "given", "op"),
     [
         ('y = com.microsoft.FusedGemm <activation = "ScaledTanh", activation_alpha = 1.0, '
@@ -202,16 +243,19 @@ def test_attention_over_nothing() -> None:
          "SkipLayerNormalization"),
         ("y = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, qkv, qkv_bias)",
          _TOKENS, "Attention"),
-        ("y, p = com.microsoft.Attention <num_heads = 2> (x, qkv, qkv_bias)", _TOKENS,
-         "Attention"),
+        ("h, p = com.microsoft.Attention <num_heads = 2> (x, qkv, qkv_bias) y = Add (h, p)",
+         _TOKENS, "Attention"),
         ("y = com.microsoft.Attention <num_heads = 2, do_rotary = 1> (x, qkv, qkv_bias)", _TOKENS,
          "Attention"),
         ("y = com.microsoft.Attention <num_heads = 2> (x, qkv, qkv_bias, lengths)",
-         ("float[N, 3, 6] x, int32[N] lengths", {}), "Attention"),
+         ("float[N, 3, 6] x, int32[M] lengths", {}), "Attention"),  # starts too, perhaps
         ("y = com.microsoft.Attention <num_heads = 2> (x, qkv, qkv_bias, , past)",
          ("float[N, 3, 6] x, float[2, N, 2, 4, 4] past", {}), "Attention"),
         ("y = com.microsoft.Attention <num_heads = 2> (x, qkv, qkv_bias, , , , length)",
          ("float[N, 3, 6] x, int32[1] length", {}), "Attention"),
+        ("h, left = com.microsoft.EmbedLayerNormalization (ids, , m, m, , row, row) "
+         "c = Cast <to = 1> (left) r = ReduceMean (c) y = Add (h, r)",
+         ("int32[N, S] ids", {}), "EmbedLayerNormalization"),
         ("p = com.microsoft.FusedMatMul <alpha = 0.5> (i, i) y = Cast <to = 1> (p)",
          ("int64[N, N] i", {}), "FusedMatMul"),
         ("y = com.microsoft.Inverse (x)", ("float[N, 3, 3] x", {"x": (2, 3, 3)}), "Inverse"),
@@ -372,6 +416,42 @@ def test_normalizations_that_onnxruntime_saved_in_the_domain_of_onnx(
 def test_a_normalization_that_cannot_be_written_out_is_refused(body: str) -> None:
     with pytest.raises(ModelError, match="which opset 14 does not have"):
         from_proto(_model(body, "float[N, 3, 6] x", 14))
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+def test_a_transformer_as_an_optimizer_saves_it_falls_into_blocks(lengths: bool) -> None:
+    """Attention over embeddings, what is fused around it, and masks that all layers share."""
+    layers = 2
+    shapes = {"words": (9, 6), "places": (7, 6), "up": (6, 8), "down": (8, 6), "bias8": (8,)}
+    mask = "left" if lengths else "keep"
+    reads = "ids, , words, places, , gamma, beta, keep"
+    body = f"h0, left = com.microsoft.EmbedLayerNormalization ({reads})"
+    for i in range(layers):
+        body += f"""
+        a{i} = com.microsoft.Attention <num_heads = 2> (h{i}, qkv{i}, qkv_bias{i}, {mask})
+        o{i} = MatMul (a{i}, out{i})
+        m{i} = com.microsoft.SkipLayerNormalization (h{i}, o{i}, g{i}, b{i}, ob{i})
+        u{i} = MatMul (m{i}, up{i}) f{i} = com.microsoft.BiasGelu (u{i}, bias8{i})
+        d{i} = MatMul (f{i}, down{i})
+        h{i + 1} = com.microsoft.SkipLayerNormalization (d{i}, m{i}, k{i}, l{i})"""
+        names = {"qkv": (6, 18), "qkv_bias": (18,), "out": (6, 6), "up": (6, 8), "bias8": (8,),
+                 "down": (8, 6), **dict.fromkeys(("g", "b", "ob", "k", "l"), (6,))}  # fmt: skip
+        shapes |= {f"{name}{i}": shape for name, shape in names.items()}
+    proto = _model(f"{body} y = Identity (h{layers})", "int32[N, S] ids, int32[N, S] keep")
+    random = np.random.default_rng(0)
+    known = {tensor.name for tensor in proto.graph.initializer}
+    read = {name for node in proto.graph.node for name in node.input}
+    for name in sorted(read & shapes.keys() - known):
+        array = random.normal(size=shapes[name]).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    model = from_proto(proto)
+    assert not [node.op_type for node in model.nodes if node.domain]
+    blocks = [len(block.weights) for block in partition(model)]
+    assert blocks == [4, 2, 4, 2]
+    keep = np.arange(5)[None] < np.array([[5], [3], [1]])
+    feed = {"ids": random.integers(0, 9, (3, 5)).astype(np.int32), "keep": keep.astype(np.int32)}
+    wanted, made = (Session(p, threads=1).run(feed)["y"] for p in (proto, model.proto))
+    np.testing.assert_allclose(made, wanted, atol=10 * _ROUNDING * np.abs(wanted).max(), rtol=0)
 
 
 @pytest.mark.parametrize("inside", [False, True])

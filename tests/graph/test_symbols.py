@@ -11,7 +11,10 @@ def symbols(text: str) -> dict[str, list[str]]:
     graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     edit_symbols(graph)
     values = (*graph.input, *graph.value_info, *graph.output)
-    return {v.name: [d.dim_param for d in v.type.tensor_type.shape.dim] for v in values}
+    return {
+        v.name: [d.dim_param or str(d.dim_value or "") for d in v.type.tensor_type.shape.dim]
+        for v in values
+    }
 
 
 WINDOWS = """<int64[6] apart = {-1, 2, 3, 4, 3, 5}, int64[4] windows = {-1, 3, 3, 5},
@@ -39,7 +42,52 @@ def test_rows_are_those_of_the_first_factor_and_a_vector_has_none() -> None:
     => (float[rows, T] m, float[lines, 3] g) { m = MatMul (x, v) g = Gemm (a, w) }"""
     found = symbols(text)
     assert found["m"] == ["rows", "T"]
-    assert found["g"] == ["N", ""]
+    assert found["g"] == ["N", "3"]
+
+
+_POSITIONS = """g (int64[N, S] x, float[N, S, 4] z) => (float[a, b, 4] y)
+<int64[1, 9] places = {0, 1, 2, 3, 4, 5, 6, 7, 8}, int64 one = {1}, int64[1] zero = {0},
+int64[1] first = {1}, float[9, 4] table> """
+
+
+def test_positions_up_to_a_length_join_tokens_of_that_length() -> None:
+    """As exporters write positions: so many of a constant row, looked up in a table."""
+    found = symbols(
+        _POSITIONS
+        + """{ s = Shape (x) l = Gather (s, one) n = Unsqueeze (l, zero)
+        p = Slice (places, zero, n, first) e = Gather (table, p) y = Add (z, e) }"""
+    )
+    assert found["p"][0] == found["e"][0] == "1"
+    assert found["p"][1] not in ("S", "9", "1")  # fewer, where S is more than 9
+    assert found["y"] == ["N", "S", "4"]
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        "p = Slice (places, first, n, first)",  # not from the first on
+        "two = Constant <value = int64[1] {2}> () p = Slice (places, zero, n, first, two)",
+        "m = Add (n, n) p = Slice (places, zero, m, first)",
+        "p = Slice (places, zero, n, axis)",
+    ],
+)
+def test_another_piece_of_the_positions_may_have_another_length(cut: str) -> None:
+    text = _POSITIONS.replace("(int64[N, S] x", "(int64[N, S] x, int64[1] axis")
+    found = symbols(
+        f"""{text} {{ s = Shape (x) l = Gather (s, one) n = Unsqueeze (l, zero) {cut}
+        e = Gather (table, p) y = Add (z, e) }}"""
+    )
+    assert found["y"][1] != "S"
+
+
+@pytest.mark.parametrize(
+    ("axis", "dims"),
+    [(0, ["N", "S", "2", "4"]), (1, ["3", "N", "S", "4"]), (-1, ["3", "2", "N", "S"])],
+)  # fmt: skip
+def test_rows_of_a_table_are_as_many_as_are_looked_up(axis: int, dims: list[str]) -> None:
+    text = f"""g (int64[N, S] x) => (float[a, b, c, d] y) <float[3, 2, 4] table>
+    {{ i = Abs (x) y = Gather <axis = {axis}> (table, i) }}"""
+    assert symbols(text)["y"] == dims
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
     softmax(scale Q K' + bias + mask) V,   Q, K, V = x W + b, cut into heads
 
 for constant W and b. Query, key and value have a product each: their steps may then differ.
-Attention with a past, a rotation, a causal mask or lengths in place of a mask stays what it is.
+Attention with a past, a rotation or a causal mask stays what it is.
 """
 
 import math
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from onnxbrecq.graph.model import attribute
 from onnxbrecq.graph.passes.values import integers, number
@@ -52,8 +53,8 @@ def _parts(
 ) -> list[tuple[NDArray[np.generic], NDArray[np.generic]]] | None:
     """Weight and bias of query, key and value; None where they are not known, or do not fit."""
     weights, biases = (written.editor.constant(written.input(i)) for i in (_WEIGHTS, _BIASES))
-    shape = written.editor.shape(written.input(_X))
-    if weights is None or biases is None or weights.ndim != 2 or shape is None or len(shape) != 3:
+    shape = written.editor.shape(written.input(_X))  # of rank 3, if it is not known
+    if weights is None or biases is None or weights.ndim != 2 or len(shape or "NSC") != 3:
         return None
     width = weights.shape[1]
     sizes = integers(written.node, "qkv_hidden_sizes") or [width // 3] * 3
@@ -81,18 +82,39 @@ def _projected(  # noqa: PLR0917 -- one part, in full
 
 
 def _mask(written: Written) -> str | None:
-    """What is added to the scores where the mask [N, T] or [N, S, T] is 0, empty if it hides none.
+    """What is added to the scores that are hidden, empty if there are none; None: it is unknown.
 
-    None: it is no such mask. Of one value for all, onnxruntime takes no notice.
+    Hidden is where a mask [N, T] or [N, S, T] is 0, or behind as many tokens as [N] says. Of a mask
+    of one value for all tokens onnxruntime takes no notice.
     """
-    name = written.input(_MASK)
-    shape, dtype = written.editor.shape(name), written.editor.dtype(name)
+    editor, name = written.editor, written.input(_MASK)
+    shape, dtype = editor.shape(name), editor.dtype(name)
     if not name or (shape is not None and len(shape) == 2 and shape[1] == 1):
         return ""
-    if shape is None or len(shape) not in (2, 3) or dtype != np.int32:
+    if shape is None or len(shape) not in (1, 2, 3) or dtype != np.int32:
         return None
+    if len(shape) == 1:  # lengths, if as many as samples
+        dims = editor.dims(written.input(_X))
+        if dims is None or editor.dims(name) != dims[:1]:
+            return None
+        seen, axes = _before(written, name), []
+    else:
+        zero = written.constant("zero", np.zeros((), np.int32))
+        seen, axes = written.add("Greater", name, zero), [1, 2] if len(shape) == 2 else [1]
     hidden = written.scalar("hidden", number(written.node, "mask_filter_value", _HIDDEN))
-    seen = written.add("Greater", name, written.constant("zero", np.zeros((), np.int32)))
     added = written.add("Where", seen, written.scalar("seen", 0.0), hidden)
-    axes = written.constant("axes", np.array([1, 2] if len(shape) == 2 else [1]))
-    return written.add("Unsqueeze", added, axes)
+    return written.add("Unsqueeze", added, _ints(written, axes)) if axes else added
+
+
+def _before(written: Written, lengths: str) -> str:
+    """Of each sample whether a token is one of the first, as many as `lengths` says."""
+    first, step = (written.constant(f"{i}", np.array(i)) for i in (0, 1))
+    count = written.add("Shape", written.input(_X), start=1, end=2)
+    count = written.add("Squeeze", count, _ints(written, [0]))
+    places = written.add("Range", first, count, step)
+    each = written.add("Unsqueeze", lengths, _ints(written, [1, 2, 3]))
+    return written.add("Less", places, written.add("Cast", each, to=TensorProto.INT64))
+
+
+def _ints(written: Written, values: list[int]) -> str:
+    return written.constant("axes", np.array(values))

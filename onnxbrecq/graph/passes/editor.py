@@ -135,7 +135,10 @@ class Editor:
 
     def replace(self, old: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> None:
         """Puts `new` in the place of the last node of `old`, all of which go."""
-        place = max(self._slot_of[id(node)] for node in old)
+        place, index = max(self._place(node) for node in old)
+        gone = {id(node) for node in old}
+        before = [node for node in self._slots[place][:index] if id(node) not in gone]
+        behind = self._slots[place][index + 1 :]
         for node in old:
             slot = self._slot_of.pop(id(node))
             self._slots[slot] = [kept for kept in self._slots[slot] if kept is not node]
@@ -143,8 +146,8 @@ class Editor:
                 self._readers[name] = [r for r in self._readers[name] if r is not node]
             for name in node.output:
                 self._made_by.pop(name, None)
+        self._slots[place] = [*before, *new, *behind]
         for node in new:
-            self._slots[place].append(node)
             self._slot_of[id(node)] = place
             self._enter(node)
         for name in {name for node in old for name in node_inputs(node)} - self._outputs:
@@ -166,6 +169,11 @@ class Editor:
                 if name not in known:
                     add(self._graph, self._constants, tensor)
         return self.changed
+
+    def _place(self, node: onnx.NodeProto) -> tuple[int, int]:
+        """Its slot, and where in it: what replaced one node shares a slot."""
+        slot = self._slot_of[id(node)]
+        return slot, next(i for i, other in enumerate(self._slots[slot]) if other is node)
 
     def _enter(self, node: onnx.NodeProto) -> None:
         for name in node_inputs(node):

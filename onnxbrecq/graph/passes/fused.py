@@ -10,6 +10,7 @@ weights could be quantized nor the work counted. What is written here is what th
     QuickGelu                       x sigmoid(alpha x)
     SkipLayerNormalization          LayerNormalization(input + skip + bias)
     Attention                       its products and their softmax (`passes/attention.py`)
+    EmbedLayerNormalization         its tables and its norm (`passes/embedding.py`)
 
 What stands in a subgraph stays what it is, and so does what needs a rank or a type that is not
 known, or an operator that the opset of a file which cannot be lifted does not have.
@@ -25,6 +26,7 @@ from onnx import AttributeProto
 from onnxbrecq.graph.model import attribute
 from onnxbrecq.graph.passes.attention import attention
 from onnxbrecq.graph.passes.editor import Editor, altered
+from onnxbrecq.graph.passes.embedding import embedding
 from onnxbrecq.graph.passes.values import number
 from onnxbrecq.graph.passes.written import Written
 
@@ -54,7 +56,7 @@ def _is_sound(node: onnx.NodeProto) -> bool:
     operator = _OPERATORS[node.op_type]
     return (
         operator.least <= len(node.input) <= operator.most
-        and all(node.input[: operator.least])
+        and all(n for i, n in enumerate(node.input[: operator.least]) if i not in operator.missing)
         and any(node.output[:1])
         and not any(node.output[operator.outputs :])
         and all(operator.attributes.get(item.name) == item.type for item in node.attribute)
@@ -131,16 +133,19 @@ def _permutation(written: Written, i: int, side: str) -> list[int] | None:
     return [*axes[:-2], axes[-1], axes[-2]] if swapped else axes
 
 
+def _from(opset: int, write: Callable[[Written], bool]) -> Callable[[Written], bool]:
+    """Writes from that opset on."""
+    return lambda written: written.editor.opset >= opset and write(written)
+
+
 def _gelu(approximate: str) -> Callable[[Written], bool]:
     def write(written: Written) -> bool:
-        if written.editor.opset < _GELU:
-            return False
         x, bias = written.input(0), written.input(1)
         x = written.add("Add", x, bias) if bias else x
         written.add("Gelu", x, name=written.node.name, last=True, approximate=approximate)
         return True
 
-    return write
+    return _from(_GELU, write)
 
 
 def _quick_gelu(written: Written) -> bool:
@@ -152,7 +157,7 @@ def _quick_gelu(written: Written) -> bool:
 
 def _skip_layer_norm(written: Written) -> bool:
     node = written.node
-    if written.editor.opset < _LAYER_NORM or written.output(1) or written.output(2):
+    if written.output(1) or written.output(2):
         return False
     x, skip, gamma, beta, bias = (written.input(i) for i in range(5))
     total = written.add("Add", x, skip)
@@ -176,6 +181,7 @@ class _Operator(NamedTuple):
         most: inputs, at most.
         attributes: their types by name.
         outputs: at most.
+        missing: which of the least inputs may be.
     """
 
     write: Callable[[Written], bool]
@@ -183,6 +189,7 @@ class _Operator(NamedTuple):
     most: int
     attributes: Mapping[str, int] = MappingProxyType({})
     outputs: int = 1
+    missing: tuple[int, ...] = ()
 
 
 _FLOAT, _INT, _INTS = AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.INTS
@@ -215,6 +222,16 @@ _OPERATORS = {
     "BiasGelu": _Operator(_gelu("none"), 2, 2),
     "FastGelu": _Operator(_gelu("tanh"), 1, 2),
     "QuickGelu": _Operator(_quick_gelu, 1, 1, {"alpha": _FLOAT}),
-    "SkipLayerNormalization": _Operator(_skip_layer_norm, 3, 5, {"epsilon": _FLOAT}, 4),
+    "SkipLayerNormalization": _Operator(
+        _from(_LAYER_NORM, _skip_layer_norm), 3, 5, {"epsilon": _FLOAT}, 4
+    ),
     "Attention": _Operator(attention, 3, 7, _OF_ATTENTION, 2),
+    "EmbedLayerNormalization": _Operator(
+        _from(_LAYER_NORM, embedding),
+        7,
+        9,
+        {"epsilon": _FLOAT, "mask_index_type": _INT},
+        3,
+        missing=(1, 4),
+    ),
 }

@@ -7,8 +7,8 @@ the network does not fall into blocks. So
 - each reader of a dimension reads it by a Shape of its own;
 - what computes whole numbers from dimensions moves to just before its first reader, and so does
   what depends on no input at all, but is too large to be folded;
-- a Shape of which only the batch is read looks at the last tensor made before that which has the
-  same batch.
+- a Shape of which one dimension is read (the batch, the number of tokens) looks at the last tensor
+  made before that which has the same one, at the same place.
 """
 
 import math
@@ -52,9 +52,10 @@ def edit_order(graph: onnx.GraphProto) -> None:
             places[i] = min(behind)
             moved.add(i)
     for i in sorted(moved):
-        if nodes[i].op_type == "Shape" and _of_batch(nodes, i, readers, constants):
+        axis = _axis_read(nodes, i, readers, constants) if nodes[i].op_type == "Shape" else None
+        if axis is not None:
             before = nodes[: places[i]]
-            nodes[i].input[0] = _at_hand(before, nodes[i].input[0], types)
+            nodes[i].input[0] = _at_hand(before, nodes[i].input[0], axis, types)
     order = sorted(range(len(nodes)), key=lambda i: (places[i], i not in moved, i))
     del graph.node[:]
     graph.node.extend(nodes[i] for i in order)
@@ -110,34 +111,37 @@ def _arithmetic(node: onnx.NodeProto, types: Types) -> bool:
     )
 
 
-def _of_batch(nodes: Nodes, i: int, readers: Readers, constants: Constants) -> bool:
-    """Whether dimension 0 alone of a Shape's tensor is read."""
-    if not attribute(nodes[i], "start", 0) and attribute(nodes[i], "end") == 1:
-        return True
+def _axis_read(nodes: Nodes, i: int, readers: Readers, constants: Constants) -> int | None:
+    """The one dimension, counted from the first, that is read of a Shape's tensor; None: others."""
+    start, end = attribute(nodes[i], "start", 0), attribute(nodes[i], "end")
     if nodes[i].attribute:
-        return False
+        alone = isinstance(start, int) and start >= 0 and end == start + 1
+        return int(start) if alone else None  # type: ignore[call-overload]
     behind = [nodes[j] for j in readers[nodes[i].output[0]]]
-    return all(
-        reader.op_type == "Gather"
+    found = {
+        int(numpy_helper.to_array(constants[reader.input[1]]).reshape(()))
+        if reader.op_type == "Gather"
         and reader.input[0] == nodes[i].output[0]
         and reader.input[1] in constants
         and math.prod(constants[reader.input[1]].dims) == 1
-        and int(numpy_helper.to_array(constants[reader.input[1]]).reshape(())) == 0
+        else -1
         for reader in behind
-    )
+    }
+    axis = found.pop() if len(found) == 1 else -1
+    return axis if axis >= 0 else None
 
 
-def _at_hand(before: Nodes, source: str, types: Types) -> str:
-    """The last tensor that `before` makes with the batch of `source`."""
-    batch = _symbol(source, types)
+def _at_hand(before: Nodes, source: str, axis: int, types: Types) -> str:
+    """The last tensor that `before` makes with that dimension of `source`."""
+    wanted = _symbol(source, axis, types)
     for node in reversed(before):
         for name in node.output:
-            if batch and _symbol(name, types) == batch and not _arithmetic(node, types):
+            if wanted and _symbol(name, axis, types) == wanted and not _arithmetic(node, types):
                 return str(name)
     return source
 
 
-def _symbol(name: str, types: Types) -> str:
-    """The symbol of dimension 0."""
+def _symbol(name: str, axis: int, types: Types) -> str:
+    """The symbol of a dimension."""
     dims = types[name].shape.dim if name in types else []
-    return str(dims[0].dim_param) if dims else ""
+    return str(dims[axis].dim_param) if axis < len(dims) else ""

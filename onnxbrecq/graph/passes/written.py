@@ -61,5 +61,6 @@ class Written:
         return str(self.node.input[i]) if i < len(self.node.input) else ""
 
     def output(self, i: int) -> str:
-        """The node's output, empty where it has none."""
-        return str(self.node.output[i]) if i < len(self.node.output) else ""
+        """The node's output, empty where it has none, or nobody reads it."""
+        name = str(self.node.output[i]) if i < len(self.node.output) else ""
+        return name if self.editor.readers(name) or self.editor.is_output(name) else ""
