@@ -123,7 +123,7 @@ def _value(
         return _evaluated(node, {}, proto)
     if node.op_type == "Shape":
         return _known_shape(node, shapes)
-    if node.op_type == "Gather" and node.input[1] in constants:
+    if node.op_type in ("Gather", "Slice") and node.input[1] in constants:
         found = _known_dimension(node, constants, shapes, producer)
         if found is not None:
             return found
@@ -194,10 +194,14 @@ def _known_dimension(
     shapes: dict[str, Shape],
     producer: dict[str, onnx.NodeProto],
 ) -> list[NDArray[np.generic]] | None:
-    """Gather(Shape(x), i) where dimension i of x is known."""
+    """Gather(Shape(x), i), or a Slice of it, where these dimensions of x are known."""
     source = producer.get(node.input[0])
     if source is None or source.op_type != "Shape" or source.attribute:
         return None
+    if node.op_type == "Slice":
+        part = _elements(node.output[0], constants, shapes, producer)
+        whole = part is not None and all(isinstance(d, int) for d in part)
+        return [np.asarray(part, np.int64)] if whole else None
     shape = shapes.get(source.input[0])
     if shape is None:
         return None
@@ -214,23 +218,25 @@ def _edit_reshape(
     shapes: dict[str, Shape],
     producer: dict[str, onnx.NodeProto],
 ) -> bool:
-    """Edits a Reshape whose shape is computed, but known up to one dimension.
+    """Edits a Reshape whose shape is computed, but known up to the input's and one dimension.
 
-    That dimension becomes 0 (copied from the input) if it is the batch, else -1 (what is left).
+    What the input has at the same place becomes 0 (copied from there), the other -1 (what is left).
     """
     if node.op_type != "Reshape" or node.input[1] in constants or attribute(node, "allowzero", 0):
         return False
-    before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
-    elements = after if after and all(isinstance(d, int) for d in after[1:]) else None
-    elements = elements or _elements(node.input[1], constants, shapes, producer)
+    before, after = shapes.get(node.input[0]) or [], shapes.get(node.output[0])
+    known = after if after and None not in after else None
+    elements = known or _elements(node.input[1], constants, shapes, producer)
     if not elements or any(isinstance(d, int) and d < 1 for d in elements):
         return False
-    unknown = [i for i, d in enumerate(elements) if not isinstance(d, int)]
-    if len(unknown) > 1:
+    copied = [isinstance(d, str) and before[i : i + 1] == [d] for i, d in enumerate(elements)]
+    dims = [
+        d if isinstance(d, int) else 0 if own else -1
+        for d, own in zip(elements, copied, strict=True)
+    ]
+    if dims.count(-1) > 1:
         return False
-    first, source = elements[0], (before or [None])[0]
-    rest = 0 if unknown == [0] and isinstance(first, str) and first == source else -1
-    _set_shape(node, constants, [d if isinstance(d, int) else rest for d in elements])
+    _set_shape(node, constants, dims)
     return True
 
 

@@ -12,11 +12,13 @@ each symbol is followed as a multiple of one of the inputs', and named so, as `9
     Concat    keeps all dimensions but one:     [N, 1, 96] and [N, 49, 96] -> [?, 50, 96]   N
     Slice     keeps those that it does not cut: [1, 512] at 0 to Shape(x)[1] -> [?, ?]      1
     Gather    has those of its index:           rows [1, S] of a table -> [?, ?, 64]        1, S
+    Range     has as many as it counts:         0 to Shape(x)[1] by 1 -> [?]                S
 
 Attention within windows would lose the batch otherwise, and count as the work of one window.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,7 +40,10 @@ class _Capped:
 
 
 _Number = int | _Multiple | _Capped | None  # None: unknown
-_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min"})
+_BROADCASTING = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min", "And", "Or", "Xor", "Equal", "Less",
+     "LessOrEqual", "Greater", "GreaterOrEqual"}
+)  # fmt: skip
 _TIMES, _COUNT = "*", re.compile(r"\d+(/[1-9]\d*)?")
 _MATRIX = 2
 _LARGEST = 64  # elements of a tensor that may be a list of dimensions
@@ -128,8 +133,12 @@ class _Found:
         """The dimensions of what is moved; `made` are those that shape inference knows."""
         data, axis = read[0] or [], attribute(node, "axis", 0)
         assert isinstance(axis, int)
-        if node.op_type in ("Reshape", "Flatten"):
+        if node.op_type == "Flatten":
             return _reshaped(data, made)
+        if node.op_type == "Reshape":
+            asked = self._values(node.input[1]) or []
+            known = [m if n in (None, 0, -1) else n for n, m in zip(asked, made, strict=False)]
+            return _reshaped(data, known if len(known) == len(made) else made)
         if node.op_type == "Expand":
             return _broadcast([data, self._values(node.input[1])], len(made))
         if node.op_type == "Concat":
@@ -141,6 +150,9 @@ class _Found:
             return [*data[:axis], *read[1], *data[axis + 1 :]]
         if node.op_type == "Slice":
             return self._cut(node, data, made)
+        if node.op_type == "Range":
+            start, end, step = (self._values(name) for name in node.input)
+            return end if start == [0] and step == [1] else None
         if node.op_type == "Resize" and attribute(node, "axes") is None:
             return self._resized(node, data, made)
         return None
@@ -282,14 +294,26 @@ def _chosen(
 
 
 def _reshaped(before: list[_Number], after: list[_Number]) -> list[_Number]:
-    """The dimensions behind a Reshape, its one unknown dimension filled in."""
-    symbols = [None if isinstance(n, _Capped) else n for n in before if not isinstance(n, int)]
-    rest = prod(number for number in after if isinstance(number, int))
-    symbol = symbols[0] if len(symbols) == 1 else None
-    if symbol is None or not rest or sum(not isinstance(n, int) for n in after) != 1:
+    """The dimensions behind a Reshape, its one unknown dimension filled in.
+
+    It is the quotient of all others before and behind; symbols on both sides cancel.
+    """
+    rest = [n for n in after if n is not None]
+    if len(rest) != len(after) - 1 or any(n is None or n == 0 for n in (*before, *rest)):
         return after
-    count = symbol[1] * prod(number for number in before if isinstance(number, int))
-    return [n if isinstance(n, int) else (symbol[0], count / rest) for n in after]
+    count, powers = Fraction(1), Counter[str]()
+    for numbers, power in ((before, 1), (rest, -1)):
+        for number in numbers:
+            if isinstance(number, _Capped):
+                return after
+            symbol, times = number if isinstance(number, tuple) else ("", Fraction(number or 0))
+            count *= times**power
+            powers[symbol] += power
+    left = [symbol for symbol, power in powers.items() if power and symbol]
+    if len(left) > 1 or any(powers[symbol] != 1 for symbol in left):
+        return after
+    filled = (left[0], count) if left else int(count) if count.denominator == 1 else None
+    return [filled if n is None else n for n in after]
 
 
 def _broadcast(shapes: list[list[_Number] | None], rank: int) -> list[_Number]:

@@ -227,8 +227,9 @@ _KEPT = {
     "a14, a15, a16 = Split <axis = 1> (h, ones) y = Concat <axis = 1> (a1, a0)",
     "bounds-without-an-axis": f"{_HEAD} p = Slice (t, at0, at4, at4) "
     "q = Slice (t, four, far, last) y = Concat <axis = -1> (q, p)",
-    "length-unknown": "m = ReduceMax <keepdims = 0> (x) i = Cast <to = 7> (m) o = Mul (i, zero) "
-    "k = Add (o, seven) a = Concat <axis = 0> (zero, third, k, third, third) h = Conv (x, w, b) "
+    "lengths-unknown": "m = ReduceMax <keepdims = 0> (x) i = Cast <to = 7> (m) o = Mul (i, zero) "
+    "k = Add (o, seven) n = Add (o, third) a = Concat <axis = 0> (zero, third, k, n, third) "
+    "h = Conv (x, w, b) "
     "r = Reshape (h, anchors) g = Conv (x, w, b) l = Reshape (g, a) t = Concat <axis = 3> (r, l) "
     "u = Sigmoid (t) p, q, s = Split <axis = 2> (u, sizes) y = Concat <axis = 2> (s, q, p)",
     "captured": f"{_HEAD} p, q, s = Split <axis = 4> (t, sizes) k = ReduceMax <keepdims = 0> (x) "

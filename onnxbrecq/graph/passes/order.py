@@ -19,9 +19,9 @@ from onnx import TensorProto, numpy_helper
 
 from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute, node_inputs
 
-_UNPACKING = frozenset({"Shape", "Gather", "Squeeze", "Unsqueeze", "Cast", "Identity"})
+_UNPACKING = frozenset({"Shape", "Gather", "Squeeze", "Unsqueeze", "Cast", "Identity", "Range"})
 _ARITHMETIC = _UNPACKING | {
-    "Size", "Slice", "Concat", "Add", "Sub", "Mul", "Div", "Mod", "Range", "Reshape", "Min", "Max",
+    "Size", "Slice", "Concat", "Add", "Sub", "Mul", "Div", "Mod", "Reshape", "Min", "Max",
     "ConstantOfShape", "Equal", "Where", "Neg",
 }  # fmt: skip
 _WHOLE = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
@@ -62,14 +62,15 @@ def edit_order(graph: onnx.GraphProto) -> None:
 
 
 def _unshared(source: Nodes, types: Types, outputs: set[str]) -> list[onnx.NodeProto]:
-    """Copies of the nodes; a Shape, and what unpacks it, is repeated for each reader.
+    """Copies of the nodes; a Shape, what unpacks it, and counts to it, is repeated for each reader.
 
     The types of what is repeated join `types`.
     """
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in source]
     unpacked: set[str] = set()
     for node in nodes:
-        chained = node.op_type == "Shape" or (node.input[:1] and node.input[0] in unpacked)
+        numbers = node.input if node.op_type == "Range" else node.input[:1]
+        chained = node.op_type == "Shape" or not unpacked.isdisjoint(numbers)
         if node.op_type in _UNPACKING and node.domain in STANDARD_DOMAINS and chained:
             unpacked.update(node.output)
     reads: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
