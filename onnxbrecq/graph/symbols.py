@@ -133,12 +133,8 @@ class _Found:
         """The dimensions of what is moved; `made` are those that shape inference knows."""
         data, axis = read[0] or [], attribute(node, "axis", 0)
         assert isinstance(axis, int)
-        if node.op_type == "Flatten":
-            return _reshaped(data, made)
-        if node.op_type == "Reshape":
-            asked = self._values(node.input[1]) or []
-            known = [m if n in (None, 0, -1) else n for n, m in zip(asked, made, strict=False)]
-            return _reshaped(data, known if len(known) == len(made) else made)
+        if node.op_type in ("Reshape", "Flatten"):
+            return self._reshaped(node, data, made)
         if node.op_type == "Expand":
             return _broadcast([data, self._values(node.input[1])], len(made))
         if node.op_type == "Concat":
@@ -156,6 +152,28 @@ class _Found:
         if node.op_type == "Resize" and attribute(node, "axes") is None:
             return self._resized(node, data, made)
         return None
+
+    def _reshaped(
+        self, node: onnx.NodeProto, before: list[_Number], made: list[_Number]
+    ) -> list[_Number]:
+        """As `_quotient`; a symbol that is no multiple cancels where both sides have it."""
+        asked = self._values(node.input[1]) if node.op_type == "Reshape" else None
+        if asked is not None and len(asked) == len(made):
+            made = [m if n in (None, 0, -1) else n for n, m in zip(asked, made, strict=True)]
+        names = [self._dims[name] for name in (node.input[0], node.output[0])]
+        both = {d for d in set(names[0]) & set(names[1]) if isinstance(d, str) and d}
+        sides = (
+            [
+                (d, Fraction(1)) if n is None and d in both else n
+                for n, d in zip(side, dims, strict=True)
+            ]
+            for side, dims in zip((before, made), names, strict=True)
+        )
+        known = _quotient(*sides)
+        return [
+            None if isinstance(n, tuple) and n[0] in both - self._multiples.keys() else n
+            for n in known
+        ]
 
     def _resized(
         self, node: onnx.NodeProto, before: list[_Number], made: list[_Number]
@@ -293,7 +311,7 @@ def _chosen(
     ]
 
 
-def _reshaped(before: list[_Number], after: list[_Number]) -> list[_Number]:
+def _quotient(before: list[_Number], after: list[_Number]) -> list[_Number]:
     """The dimensions behind a Reshape, its one unknown dimension filled in.
 
     It is the quotient of all others before and behind; symbols on both sides cancel.

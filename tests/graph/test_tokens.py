@@ -21,8 +21,17 @@ _LAYERS = 2
 _START = """
     e = Gather (words, ids) s = Shape (ids) l = Gather (s, one) n = Unsqueeze (l, first)
     p = Slice (places, first, n, last) t = Gather (table, p) h0 = Add (e, t)
-    l2 = Cast <to = 7> (l) r = Range (zero, l2, one)
+    {count} l2 = Cast <to = 7> (length) r = Range (zero, l2, one)
     row = Unsqueeze (r, first) column = Unsqueeze (r, last)"""
+_COUNTS = {
+    "ids": "length = Identity (l)",
+    "index": "sh = Shape (h0) length = Gather (sh, one)",
+    "from-behind": "sh = Shape (h0) length = Gather (sh, minus_two)",
+    "range": "sh = Shape (h0) part = Slice (sh, last, two) length = Squeeze (part, first)",
+    "range-from-behind": "sh = Shape (h0) part = Slice (sh, minus_twos, minus_ones, first, last) "
+    "length = Squeeze (part, first)",
+    "attributes": "part = Shape <start = 1, end = 2> (h0) length = Squeeze (part, first)",
+}
 _LAYER = """
     q{i} = MatMul (h{i}, w{i}) s{i} = Shape (q{i}) b{i} = Gather (s{i}, zero)
     t{i} = Gather (s{i}, one) ub{i} = Unsqueeze (b{i}, first) ut{i} = Unsqueeze (t{i}, first)
@@ -39,8 +48,10 @@ _END = """ last_shape = Shape (h0) wide = Slice (last_shape, two, three) few = S
     y = Reshape (h{j}, end)"""
 
 
-def _proto(end: str = " y = Identity (h{j})") -> onnx.ModelProto:
-    body = _START + "".join(_LAYER.format(i=i, j=i + 1) for i in range(_LAYERS))
+def _proto(end: str = " y = Identity (h{j})", count: str = "ids") -> onnx.ModelProto:
+    body = _START.format(count=_COUNTS[count]) + "".join(
+        _LAYER.format(i=i, j=i + 1) for i in range(_LAYERS)
+    )
     text = f"""<ir_version: 8, opset_import: ["" : 17]>
         net (int64[N, S] ids) => (float[N, S, 6] y) {{ {body}{end.format(j=_LAYERS)} }}"""
     proto = onnx.parser.parse_model(text)
@@ -51,7 +62,7 @@ def _proto(end: str = " y = Identity (h{j})") -> onnx.ModelProto:
     arrays |= {"seen": np.float32(0), "hidden": np.float32(-1e4)}
     whole = {"zero": 0, "one": 1, "first": [0], "last": [1], "heads": [2], "width": [3],
              "left": [-1], "two": [2], "three": [3], "places": [list(range(16))],
-             "n_all": [-1]}  # fmt: skip
+             "n_all": [-1], "minus_two": -2, "minus_twos": [-2], "minus_ones": [-1]}  # fmt: skip
     arrays |= {name: np.array(value, np.int64) for name, value in whole.items()}
     read = {name for node in proto.graph.node for name in node.input}
     for name in sorted(read & arrays.keys()):
@@ -69,9 +80,10 @@ def _canonical(proto: onnx.ModelProto) -> Model:
     return model
 
 
+@pytest.mark.parametrize("count", _COUNTS)
 @pytest.mark.parametrize("end", [" y = Identity (h{j})", _END])
-def test_each_layer_is_a_block(end: str) -> None:
-    model = _canonical(_proto(end))
+def test_each_layer_is_a_block(end: str, count: str) -> None:
+    model = _canonical(_proto(end, count))
     blocks = partition(model)
     assert [len(block.weights) for block in blocks] == [2, 2]
     assert [set(block.inputs) <= {"ids", "h1"} for block in blocks] == [True, True]

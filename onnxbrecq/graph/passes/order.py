@@ -24,6 +24,7 @@ _ARITHMETIC = _UNPACKING | {
     "Size", "Slice", "Concat", "Add", "Sub", "Mul", "Div", "Mod", "Reshape", "Min", "Max",
     "ConstantOfShape", "Equal", "Where", "Neg",
 }  # fmt: skip
+_FAR = (1 << 31) - 1  # where exporters let a range end that has no end
 _WHOLE = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 
 Nodes = Sequence[onnx.NodeProto]
@@ -113,23 +114,35 @@ def _arithmetic(node: onnx.NodeProto, types: Types) -> bool:
 
 
 def _axis_read(nodes: Nodes, i: int, readers: Readers, constants: Constants) -> int | None:
-    """The one dimension, counted from the first, that is read of a Shape's tensor; None: others."""
+    """The one dimension that is read of a Shape's tensor, as it is counted; None: others."""
     start, end = attribute(nodes[i], "start", 0), attribute(nodes[i], "end")
     if nodes[i].attribute:
-        alone = isinstance(start, int) and start >= 0 and end == start + 1
-        return int(start) if alone else None  # type: ignore[call-overload]
-    behind = [nodes[j] for j in readers[nodes[i].output[0]]]
-    found = {
-        int(numpy_helper.to_array(constants[reader.input[1]]).reshape(()))
-        if reader.op_type == "Gather"
-        and reader.input[0] == nodes[i].output[0]
-        and reader.input[1] in constants
-        and math.prod(constants[reader.input[1]].dims) == 1
-        else -1
-        for reader in behind
-    }
-    axis = found.pop() if len(found) == 1 else -1
-    return axis if axis >= 0 else None
+        return _single(start, _FAR if end is None else end)
+    found: set[int | None] = set()
+    for reader in (nodes[j] for j in readers[nodes[i].output[0]]):
+        numbers = [_integer(constants.get(name)) for name in reader.input[1:]]
+        if reader.input[0] == nodes[i].output[0] and reader.op_type == "Gather":
+            found.add(numbers[0])
+        elif reader.input[0] == nodes[i].output[0] and reader.op_type == "Slice":
+            step = numbers[3] if len(numbers) > 3 else 1
+            found.add(_single(*numbers[:2]) if step == 1 else None)
+        else:
+            found.add(None)
+    return found.pop() if len(found) == 1 else None
+
+
+def _integer(tensor: TensorProto | None) -> int | None:
+    """The value of a constant of one element."""
+    if tensor is None or math.prod(tensor.dims) != 1:
+        return None
+    return int(numpy_helper.to_array(tensor).reshape(()))
+
+
+def _single(start: object, end: object) -> int | None:
+    """The place that a range of one element has; None: it has more, or is not known."""
+    if not isinstance(start, int) or not isinstance(end, int):
+        return None
+    return start if end == start + 1 != 0 or (start == -1 and end >= _FAR) else None
 
 
 def _at_hand(before: Nodes, source: str, axis: int, types: Types) -> str:
@@ -143,6 +156,6 @@ def _at_hand(before: Nodes, source: str, axis: int, types: Types) -> str:
 
 
 def _symbol(name: str, axis: int, types: Types) -> str:
-    """The symbol of a dimension."""
+    """The symbol of a dimension, counted from the first, or, if negative, from behind."""
     dims = types[name].shape.dim if name in types else []
-    return str(dims[axis].dim_param) if axis < len(dims) else ""
+    return str(dims[axis].dim_param) if -len(dims) <= axis < len(dims) else ""
