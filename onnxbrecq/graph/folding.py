@@ -1,8 +1,9 @@
 """Constant folding: what does not depend on the input is computed once, by ONNX's reference.
 
-Besides nodes whose inputs are all constant: the Shape of a tensor whose dimensions are known, a
-single known dimension gathered from a Shape, and the shape of a Reshape that is known up to one
-dimension: the batch is copied from the input, any other is what is left. The like for an Expand.
+Besides nodes whose inputs are all constant: the Shape of a tensor whose dimensions are known, known
+dimensions gathered or cut from a Shape, and the shape of a Reshape that is known up to dimensions
+that the input has at the same place, which are copied, and one other, which is what is left: so a
+tensor without elements can no longer be reshaped, if it has such a one. The like for an Expand.
 
 A DequantizeLinear is no exception: weights alone in integers become float. But where a node reads
 data in integers too, that is how it is deployed, and stays.
@@ -108,6 +109,9 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
                 d.dim_value if d.HasField("dim_value") else d.dim_param or None
                 for d in value.type.tensor_type.shape.dim
             ]
+    for value in graph.output:  # of these the file alone may say that two are the same
+        if value.name in found:
+            found[value.name] = [d if isinstance(d, int) else None for d in found[value.name]]
     return found
 
 
@@ -225,7 +229,7 @@ def _edit_reshape(
     if node.op_type != "Reshape" or node.input[1] in constants or attribute(node, "allowzero", 0):
         return False
     before, after = shapes.get(node.input[0]) or [], shapes.get(node.output[0])
-    known = after if after and None not in after else None
+    known = after if after and after.count(None) <= 1 else None
     elements = known or _elements(node.input[1], constants, shapes, producer)
     if not elements or any(isinstance(d, int) and d < 1 for d in elements):
         return False
@@ -291,8 +295,10 @@ def _elements(
     if node.op_type == "Slice" and all(name in constants for name in node.input[1:]):
         found = _elements(node.input[0], constants, shapes, producer)
         bounds = [np.asarray(constants[name]).reshape(-1).tolist() for name in node.input[1:]]
+        if found is None or not bounds[0]:
+            return found
         start, end, step = bounds[0][0], bounds[1][0], bounds[3][0] if len(bounds) > 3 else 1
-        return None if found is None else found[start:end:step]
+        return found[start:end:step]
     if node.op_type == "Gather" and node.input[1] in constants:
         found = _elements(node.input[0], constants, shapes, producer)
         index = np.asarray(constants[node.input[1]]).reshape(-1).tolist()

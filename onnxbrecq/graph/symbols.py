@@ -27,7 +27,7 @@ from math import prod
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from onnxbrecq.graph.model import attribute
+from onnxbrecq.graph.model import STANDARD_DOMAINS, attribute
 
 _Multiple = tuple[str, Fraction]  # of a symbol of the graph's inputs
 
@@ -45,6 +45,7 @@ _BROADCASTING = frozenset(
      "LessOrEqual", "Greater", "GreaterOrEqual"}
 )  # fmt: skip
 _TIMES, _COUNT = "*", re.compile(r"\d+(/[1-9]\d*)?")
+_EXACT = (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT, TensorProto.DOUBLE)
 _MATRIX = 2
 _LARGEST = 64  # elements of a tensor that may be a list of dimensions
 
@@ -87,7 +88,8 @@ class _Found:
         self._capped: dict[str, _Capped] = {}
         self.sizes: dict[str, int] = {}
         self._numbers: dict[str, list[_Number]] = {}
-        self._tensors = {t.name: t for t in graph.initializer if prod(t.dims) <= _LARGEST}
+        small = (t for t in graph.initializer if len(t.dims) <= 1 and prod(t.dims) <= _LARGEST)
+        self._tensors = {tensor.name: tensor for tensor in small}
 
     def renamed(self) -> Mapping[str, str]:
         """Each symbol's name; where an input's is the same by chance, that of the first alike."""
@@ -101,6 +103,8 @@ class _Found:
 
     def see(self, node: onnx.NodeProto) -> None:
         """Takes in the next node."""
+        if node.domain not in STANDARD_DOMAINS or not node.input:
+            return
         self._see_numbers(node)
         made = self._shape(node.output[0]) if node.output else None
         read = [self._shape(name) for name in node.input if name]
@@ -111,7 +115,7 @@ class _Found:
             if isinstance(symbol, str) and symbol not in ("", *self._multiples):
                 if isinstance(number, tuple):
                     self._multiples[symbol] = number
-                elif isinstance(number, int):
+                elif isinstance(number, int) and number >= 0:
                     self.sizes.setdefault(symbol, number)
                 elif isinstance(number, _Capped):
                     self._capped.setdefault(symbol, number)
@@ -131,18 +135,18 @@ class _Found:
         self, node: onnx.NodeProto, read: list[list[_Number] | None], made: list[_Number]
     ) -> list[_Number] | None:
         """The dimensions of what is moved; `made` are those that shape inference knows."""
-        data, axis = read[0] or [], attribute(node, "axis", 0)
-        assert isinstance(axis, int)
+        data = read[0] or []
         if node.op_type in ("Reshape", "Flatten"):
             return self._reshaped(node, data, made)
         if node.op_type == "Expand":
             return _broadcast([data, self._values(node.input[1])], len(made))
         if node.op_type == "Concat":
+            axis = _axis(node)
             known = _broadcast(read, len(made))
             known[axis] = made[axis]
             return known
         if node.op_type == "Gather" and read[1] is not None and data:
-            axis %= len(data)
+            axis = _axis(node) % len(data)
             return [*data[:axis], *read[1], *data[axis + 1 :]]
         if node.op_type == "Slice":
             return self._cut(node, data, made)
@@ -179,6 +183,8 @@ class _Found:
         self, node: onnx.NodeProto, before: list[_Number], made: list[_Number]
     ) -> list[_Number]:
         """The dimensions behind a Resize: those of scale 1 stay, and sizes may be computed."""
+        if attribute(node, "keep_aspect_ratio_policy", b"stretch") != b"stretch":
+            return made
         scales, sizes = ([*node.input, "", ""][i] for i in (2, 3))
         if sizes:
             return self._values(sizes) or made
@@ -197,7 +203,9 @@ class _Found:
         return [d if isinstance(d, int) else self._number(d) for d in dims]
 
     def _number(self, symbol: str) -> _Number:
-        return self.sizes.get(symbol) or self._multiples.get(symbol) or self._capped.get(symbol)
+        if symbol in self.sizes:
+            return self.sizes[symbol]
+        return self._multiples.get(symbol) or self._capped.get(symbol)
 
     def _cut(
         self, node: onnx.NodeProto, data: list[_Number], made: list[_Number]
@@ -226,7 +234,7 @@ class _Found:
         return known
 
     def _values(self, name: str) -> list[_Number] | None:
-        """The elements of a tensor of whole numbers."""
+        """The elements of a list of whole numbers, or of a single one."""
         tensor = self._tensors.get(name)
         if tensor is None:
             return self._numbers.get(name)
@@ -241,7 +249,7 @@ class _Found:
             assert isinstance(start, int)
             assert end is None or isinstance(end, int)
             values = [None if isinstance(n, _Capped) else n for n in values[start:end]]
-        elif node.op_type in ("Squeeze", "Unsqueeze", "Reshape", "Cast", "Identity"):
+        elif node.op_type in ("Squeeze", "Unsqueeze", "Reshape", "Identity") or _is_exact(node):
             values = self._values(node.input[0])
         elif node.op_type == "Concat":
             parts = [self._values(name) for name in node.input]
@@ -258,7 +266,8 @@ class _Found:
             values = _equal(*(self._values(name) for name in node.input))
         elif node.op_type == "Where":
             values = _chosen(*(self._values(name) for name in node.input))
-        if values is not None:
+        rank = len(self._dims.get(node.output[0], (None, None)))
+        if values is not None and rank <= 1:
             self._numbers[node.output[0]] = values
 
     def _sliced(self, node: onnx.NodeProto) -> list[_Number] | None:
@@ -269,6 +278,17 @@ class _Found:
             return None
         start, end, step = (bound for bound in bounds if isinstance(bound, int))
         return data[start:end:step]
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    axis = attribute(node, "axis", 0)
+    assert isinstance(axis, int)
+    return axis
+
+
+def _is_exact(node: onnx.NodeProto) -> bool:
+    """Whether the node makes sizes another type that holds them."""
+    return node.op_type == "Cast" and attribute(node, "to") in _EXACT
 
 
 def _product(a: list[_Number] | None, b: list[_Number] | None) -> list[_Number] | None:

@@ -6,8 +6,8 @@
 Each .onnx file is loaded, partitioned and imported into torch block by block, the blocks are run in
 torch and in onnxruntime on noise, and the model is quantized to 8 bits on eight samples at effort
 `fast`: all in a process of its own, with limits on time and memory (`coverage_row.py`).
-`export_torchvision.py` makes the models of torchvision. OUTPUT/results.json is written after each
-model, and what is there already is not measured again; the table is written at the end.
+`export_torchvision.py` and `export_transformers.py` make models. OUTPUT/results.json is written
+after each model, and what is there already is not measured again; the table is written at the end.
 """
 
 import argparse
@@ -83,7 +83,8 @@ def table(rows: Sequence[Row]) -> str:
     """The Markdown document: all models, then what fails and what is an island, by cause."""
     lines = [
         "# Coverage", "",
-        "Written by `tests/benchmarks/coverage.py`; weights of torchvision's architectures are "
+        "Written by `tests/benchmarks/coverage.py`; weights of torchvision's architectures, "
+        "and of Hugging Face's transformers (`hf_`, two layers each, any number of tokens), are "
         "random, and inputs are noise. *Differentiable*: the share of the elements of Conv, Gemm "
         "and MatMul weights in blocks that torch takes over and sends gradients through; the rest "
         "is rounded to nearest. *Parity*: the largest difference of a block's outputs, torch "

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from export_torchvision import images, randomise
 from torch import Tensor, nn
 
 log = logging.getLogger("export_transformers")
@@ -117,6 +118,8 @@ def export(name: str, exporter: str, path: Path) -> None:
         if hasattr(module, "config"):
             module.config._attn_implementation = "eager"
     names, sample, free = _sample(name in TEXT)
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        randomise(_Positional(model, names), images(32, _SIDE))  # or activations fade away
     options: dict[str, Any] = {"input_names": list(names), "output_names": ["out"],
                                "opset_version": _OPSET[exporter]}  # fmt: skip
     if exporter == "dynamo":

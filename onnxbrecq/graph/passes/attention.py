@@ -95,7 +95,7 @@ def _mask(written: Written) -> str | None:
         return None
     if len(shape) == 1:  # lengths, if as many as samples
         dims = editor.dims(written.input(_X))
-        if dims is None or editor.dims(name) != dims[:1]:
+        if not dims or not dims[0] or editor.dims(name) != dims[:1]:
             return None
         seen, axes = _before(written, name), []
     else:

@@ -8,11 +8,13 @@ the network does not fall into blocks. So
 - what computes whole numbers from dimensions moves to just before its first reader, and so does
   what depends on no input at all, but is too large to be folded;
 - a Shape of which one dimension is read (the batch, the number of tokens) looks at the last tensor
-  made before that which has the same one, at the same place.
+  made before that which has the same one at the same place, counted from either end.
+
+That two dimensions of inputs with one name are one number is what ONNX says, and is believed.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import onnx
 from onnx import TensorProto, numpy_helper
@@ -55,8 +57,9 @@ def edit_order(graph: onnx.GraphProto) -> None:
     for i in sorted(moved):
         axis = _axis_read(nodes, i, readers, constants) if nodes[i].op_type == "Shape" else None
         if axis is not None:
-            before = nodes[: places[i]]
-            nodes[i].input[0] = _at_hand(before, nodes[i].input[0], axis, types)
+            before = [nodes[j] for j in range(places[i]) if j not in moved]
+            source = nodes[i].input[0]
+            nodes[i].input[0] = _at_hand(before, source, axis, types, outputs)
     order = sorted(range(len(nodes)), key=lambda i: (places[i], i not in moved, i))
     del graph.node[:]
     graph.node.extend(nodes[i] for i in order)
@@ -71,7 +74,8 @@ def _unshared(source: Nodes, types: Types, outputs: set[str]) -> list[onnx.NodeP
     unpacked: set[str] = set()
     for node in nodes:
         numbers = node.input if node.op_type == "Range" else node.input[:1]
-        chained = node.op_type == "Shape" or not unpacked.isdisjoint(numbers)
+        read = sum(name in unpacked for name in numbers)  # of more the copies would multiply
+        chained = node.op_type == "Shape" or read == 1
         if node.op_type in _UNPACKING and node.domain in STANDARD_DOMAINS and chained:
             unpacked.update(node.output)
     reads: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
@@ -145,12 +149,16 @@ def _single(start: object, end: object) -> int | None:
     return start if end == start + 1 != 0 or (start == -1 and end >= _FAR) else None
 
 
-def _at_hand(before: Nodes, source: str, axis: int, types: Types) -> str:
-    """The last tensor that `before` makes with that dimension of `source`."""
-    wanted = _symbol(source, axis, types)
-    for node in reversed(before):
+def _at_hand(before: Nodes, source: str, axis: int, types: Types, outputs: Container[str]) -> str:
+    """The last tensor that `before` makes with that dimension of `source`.
+
+    None of the `outputs`: what they are called may be the file's word alone.
+    """
+    wanted = "" if source in outputs else _symbol(source, axis, types)
+    for node in reversed(before if wanted else ()):
         for name in node.output:
-            if wanted and _symbol(name, axis, types) == wanted and not _arithmetic(node, types):
+            same = name not in outputs and _symbol(name, axis, types) == wanted
+            if same and not _arithmetic(node, types):
                 return str(name)
     return source
 
