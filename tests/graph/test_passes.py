@@ -8,6 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnxbrecq.graph.load import from_proto
+from onnxbrecq.graph.passes.editor import Editor
 from onnxbrecq.runtime.session import Session
 
 # A chain of float32 operations against another order of the same: some roundings of 6e-8 each, of
@@ -357,3 +358,19 @@ def test_a_one_that_adds_a_dimension_stays() -> None:
 )
 def test_swish_becomes_operators_that_every_opset_has(body: str, operators: list[str]) -> None:
     assert _operators(_model(body, opset=24)) == operators
+
+
+def test_what_replaces_a_node_that_was_written_just_now_stands_in_its_place() -> None:
+    proto = _model("h = Relu (x) y = Neg (h)", _ROWS)
+    editor = Editor(proto, {})
+    first, _ = editor.nodes
+    written = [
+        onnx.helper.make_node(op, [read], [made])
+        for op, read, made in (("Abs", "x", "a"), ("Exp", "a", "b"), ("Relu", "b", "h"))
+    ]
+    editor.replace([first], written)
+    logs = [onnx.helper.make_node("Log", ["a"], ["l"]), onnx.helper.make_node("Sin", ["l"], ["b"])]
+    editor.replace([written[1]], logs)
+    editor.write()
+    operators = [node.op_type for node in proto.graph.node]
+    assert operators == ["Abs", "Log", "Sin", "Relu", "Neg"]
