@@ -7,6 +7,7 @@ control     an If with two branches, a local function
 half        float16, with a Clip and a HardSwish
 integers    layers that are quantized already beside one that is not
 external    constants in a file beside the model
+fused       tokens of any number under a mask, in operators as onnxruntime saves them
 """
 
 from collections.abc import Callable
@@ -91,6 +92,12 @@ def _tokens(random: np.random.Generator) -> dict[str, Array]:
     return {"ids": random.integers(0, 12, shape), "mask": np.ones(shape, np.int64)}
 
 
+def _masked(random: np.random.Generator) -> dict[str, Array]:
+    shape = (SAMPLES, 5)
+    ids = random.integers(0, 9, shape).astype(np.int32)
+    return {"ids": ids, "keep": np.ones(shape, np.int32)}
+
+
 _HEAD = '<ir_version: 9, opset_import: ["" : 17]>'
 _CONV = """
     a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) r = Relu (a)
@@ -158,4 +165,21 @@ SEEDS = {
         _normal("x", 6),
     ),
     "external": (_IMAGE, _CONV_WEIGHTS, _normal("x", 2, 6, 6)),
+    "fused": (
+        """<ir_version: 9, opset_import: ["" : 17, "com.microsoft" : 1]>
+        net (int32[N, S] ids, int32[N, S] keep) => (float[N, 3] y) {
+        h, left = com.microsoft.EmbedLayerNormalization (ids, , words, places, , g0, b0, keep)
+        a = com.microsoft.Attention <num_heads = 2> (h, qkv, qb, left) o = MatMul (a, wo)
+        m = com.microsoft.SkipLayerNormalization (h, o, g1, b1)
+        u = com.microsoft.FusedMatMul <transB = 1> (m, up) f = com.microsoft.BiasGelu (u, bu)
+        d = MatMul (f, down) e = Add (d, m) s = Shape (m) n = Gather (s, one)
+        l = Unsqueeze (n, zero) c = Concat <axis = 0> (rest, l, parts) r = Reshape (e, c)
+        p = ReduceMean <axes = [1, 2], keepdims = 0> (r)
+        y = com.microsoft.FusedGemm <activation = "Relu"> (p, wy, by) }""",
+        {"words": (9, 8), "places": (7, 8), "g0": (8,), "b0": (8,), "qkv": (8, 24), "qb": (24,),
+         "wo": (8, 8), "g1": (8,), "b1": (8,), "up": (12, 8), "bu": (12,), "down": (12, 8),
+         "one": np.int64(1), "zero": np.array([0]), "rest": np.array([-1]),
+         "parts": np.array([2, 4]), "wy": (4, 3), "by": (3,)},
+        _masked,
+    ),
 }  # fmt: skip
