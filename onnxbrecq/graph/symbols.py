@@ -226,11 +226,12 @@ class _Found:
         for i, axis in enumerate(axes):
             if not isinstance(axis, int):
                 return None
-            end = ends[i] if ends else None
+            end, size = ends[i] if ends else None, data[axis]
             step = steps[i] if steps else None if named[4] else 1
-            whole = starts is not None and starts[i] == 0 and step == 1
-            capped = whole and isinstance(end, tuple) and isinstance(data[axis], int)
-            known[axis] = _Capped(end) if capped else made[axis]  # type: ignore[arg-type]
+            first = starts is not None and starts[i] == 0 and step == 1
+            known[axis] = made[axis]
+            if first and isinstance(end, tuple) and isinstance(size, int):
+                known[axis] = _Capped(end)
         return known
 
     def _values(self, name: str) -> list[_Number] | None:

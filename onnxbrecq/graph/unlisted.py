@@ -17,6 +17,7 @@ from onnxbrecq.graph.model import attribute, graphs
 _LISTED = 17  # the first opset that has LayerNormalization
 _AXES_READ = 18  # the first whose ReduceMean takes its axes as an input
 _EPSILON = 1e-5
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _DEEPEST = -8  # axis; none is further from the last
 
 
@@ -55,12 +56,15 @@ def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
 def _written_out(
     node: onnx.NodeProto, opset: int, ranks: dict[str, int], types: dict[str, int]
 ) -> list[onnx.NodeProto] | None:
-    """The nodes in its place; None: its axes are not known."""
+    """The nodes in its place; None: its axes are not known, or it is none of floats."""
     x, y, scale = node.input[0], node.output[0], node.input[1]
     axis, epsilon = attribute(node, "axis", -1), attribute(node, "epsilon", _EPSILON)
     if isinstance(axis, int) and axis >= 0:
         axis -= ranks.get(x, axis)
     if not isinstance(axis, int) or not isinstance(epsilon, float) or not _DEEPEST <= axis < 0:
+        return None
+    kind = types.get(scale, TensorProto.FLOAT)
+    if kind not in _FLOATS:
         return None
     nodes: list[onnx.NodeProto] = []
 
@@ -80,7 +84,7 @@ def _written_out(
 
     centred = add("Sub", x, mean(x)) if node.op_type == "LayerNormalization" else x
     variance = mean(add("Mul", centred, centred))
-    small = constant(_positive(epsilon, types.get(scale, TensorProto.FLOAT)))
+    small = constant(_positive(epsilon, kind))
     made = add("Div", centred, add("Sqrt", add("Add", variance, small)))
     bias = node.input[2] if len(node.input) > 2 else ""
     made = add("Mul", made, scale, to="" if bias else y)
@@ -94,6 +98,5 @@ def _positive(value: float, kind: int) -> np.ndarray:
     """The value in that type, or the least above 0 that it has."""
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     made = np.asarray(value, dtype)
-    return (
-        made if value <= 0 or made > 0 else np.asarray(np.nextafter(dtype.type(0), dtype.type(1)))
-    )
+    least = np.nextafter(dtype.type(0), dtype.type(1))
+    return np.asarray(least) if value > 0 and not made else made

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -416,6 +417,15 @@ def test_normalizations_that_onnxruntime_saved_in_the_domain_of_onnx(
 def test_a_normalization_that_cannot_be_written_out_is_refused(body: str) -> None:
     with pytest.raises(ModelError, match="which opset 14 does not have"):
         from_proto(_model(body, "float[N, 3, 6] x", 14))
+
+
+@pytest.mark.parametrize("kind", [np.str_, np.int64, np.bool_, ml_dtypes.int4])
+def test_a_normalization_whose_scale_is_no_float_is_refused(kind: type) -> None:
+    proto = _model("y = SimplifiedLayerNormalization (x, gamma)", "float[N, 3, 6] x", 14)
+    scale = numpy_helper.from_array(np.ones(6).astype(kind), "gamma")
+    proto.graph.initializer[0].CopyFrom(scale)
+    with pytest.raises(ModelError, match="which opset 14 does not have"):
+        from_proto(proto)
 
 
 @pytest.mark.parametrize("lengths", [False, True])

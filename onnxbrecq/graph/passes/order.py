@@ -125,9 +125,10 @@ def _axis_read(nodes: Nodes, i: int, readers: Readers, constants: Constants) -> 
     found: set[int | None] = set()
     for reader in (nodes[j] for j in readers[nodes[i].output[0]]):
         numbers = [_integer(constants.get(name)) for name in reader.input[1:]]
-        if reader.input[0] == nodes[i].output[0] and reader.op_type == "Gather":
+        whole = reader.domain in STANDARD_DOMAINS and reader.input[:1] == nodes[i].output[:1]
+        if whole and reader.op_type == "Gather":
             found.add(numbers[0])
-        elif reader.input[0] == nodes[i].output[0] and reader.op_type == "Slice":
+        elif whole and reader.op_type == "Slice":
             step = numbers[3] if len(numbers) > 3 else 1
             found.add(_single(*numbers[:2]) if step == 1 else None)
         else:
